@@ -1,0 +1,3 @@
+//! repblk: a replicated block device in user space.
+
+pub mod units;

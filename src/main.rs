@@ -1,0 +1,3 @@
+//! The `repblk` command.
+
+fn main() {}
