@@ -1,3 +1,6 @@
 //! repblk: a replicated block device in user space.
 
+pub mod condition;
+pub mod generation;
 pub mod units;
+pub mod wire;
