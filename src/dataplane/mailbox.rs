@@ -1,0 +1,158 @@
+//! The only place where the control plane and the data plane meet: letters in, news out.
+//!
+//! The daemon owns a [`Mailbox`] for each volume and reads its news from a bounded channel; the volume's thread owns the other ends. Nothing
+//! here blocks the volume's thread: letters wake it through an event descriptor, news that find the channel full are kept and
+//! tried again at the next turn.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use crate::units::{ConnectionId, DiskInstance, PeerNo, SessionId, Ticket};
+use crate::volume::io::{Command, PeerView, Refusal, Report, Snapshot};
+
+/// How a negotiated NBD client wants to be spoken to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ClientManners {
+    /// Structured replies were negotiated.
+    pub structured: bool,
+    /// Extended headers were negotiated; implies structured.
+    pub extended: bool,
+    /// `base:allocation` was selected, with this context number.
+    pub allocation_context: Option<u32>,
+}
+
+/// From the daemon to a volume's thread.
+#[derive(Debug)]
+pub enum Letter {
+    /// A client has finished its negotiation and speaks requests from the next byte on.
+    AdoptClient {
+        /// Its number.
+        session: SessionId,
+        /// The connected socket (TCP or Unix).
+        socket: OwnedFd,
+        /// What was negotiated.
+        manners: ClientManners,
+        /// Bytes that were read beyond the negotiation.
+        leftover: Vec<u8>,
+        /// Where it comes from, for the log.
+        from: String,
+    },
+    /// Both hellos fit: the socket carries frames from the next byte on.
+    AdoptLink {
+        /// The peer.
+        peer: PeerNo,
+        /// Identity of the link.
+        connection: ConnectionId,
+        /// Identity of the peer's copy.
+        instance: DiskInstance,
+        /// The connected socket.
+        socket: OwnedFd,
+    },
+    /// An operator's or the daemon's command; its answer comes as [`News::Answer`].
+    Command {
+        /// Number of the question.
+        ticket: Ticket,
+        /// The command.
+        command: Command,
+    },
+    /// A heartbeat.
+    PeerSeen {
+        /// The peer.
+        peer: PeerNo,
+        /// What it says.
+        view: PeerView,
+    },
+    /// Say how things are; comes as [`News::State`].
+    Ask {
+        /// Number of the question.
+        ticket: Ticket,
+    },
+    /// End the thread now. Sent after [`Command::Shutdown`] was answered, or to give up on it.
+    Stop,
+}
+
+/// From a volume's thread to the daemon.
+#[derive(Debug)]
+pub enum News {
+    /// The answer to a command.
+    Answer {
+        /// The question.
+        ticket: Ticket,
+        /// How it went.
+        result: Result<(), Refusal>,
+    },
+    /// The answer to `Ask`.
+    State {
+        /// The question.
+        ticket: Ticket,
+        /// How things are.
+        state: Box<State>,
+    },
+    /// Something to log or act on.
+    Report(Report),
+    /// A link is gone; the daemon may dial again.
+    LinkClosed {
+        /// The peer.
+        peer: PeerNo,
+        /// Which link.
+        connection: ConnectionId,
+        /// Why.
+        why: String,
+    },
+    /// A client is gone.
+    ClientGone {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        why: String,
+    },
+    /// The thread ended.
+    Stopped {
+        /// Why, when it was not asked to.
+        error: Option<String>,
+    },
+}
+
+/// A volume's state with what only its thread knows.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The machine's view.
+    pub volume: Snapshot,
+    /// NBD clients connected.
+    pub clients: usize,
+    /// Counters since start.
+    pub counters: Counters,
+    /// Time since the thread started.
+    pub up: Duration,
+}
+
+/// Counters of a volume's thread since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Reads answered.
+    pub reads: u64,
+    /// Bytes read by clients.
+    pub read_bytes: u64,
+    /// Writes answered.
+    pub writes: u64,
+    /// Bytes written by clients.
+    pub write_bytes: u64,
+    /// Flushes answered.
+    pub flushes: u64,
+    /// Trims and zeroes answered.
+    pub holes: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Frames sent to peers.
+    pub frames_sent: u64,
+    /// Frames received from peers.
+    pub frames_received: u64,
+    /// Bytes sent to peers.
+    pub link_bytes_sent: u64,
+    /// Bytes received from peers.
+    pub link_bytes_received: u64,
+    /// Metadata commits.
+    pub metadata_commits: u64,
+    /// Flushes of the local disk.
+    pub disk_flushes: u64,
+}

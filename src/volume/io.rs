@@ -1,0 +1,439 @@
+//! Every word the volume machine hears or says.
+//!
+//! A shell turns system calls into [`Input`]s and [`Effect`]s into system calls. The rules between the two:
+//!
+//! - One input at a time; all its effects may run at once and in any order, but `Send`s to one peer keep their order.
+//! - Each `op` of an effect is answered by exactly one [`Input::DiskDone`] or [`Input::MetaDone`].
+//! - Each [`Input::Host`] is answered by exactly one [`Effect::Reply`], unless [`Input::HostGone`] came for its session.
+//! - A buffer given to the machine is given back by exactly one [`Effect::Release`] or [`Effect::Reply`]. A `Send` or
+//!   `DiskWrite` only borrows it: the shell counts its own references and frees the bytes when the last one is gone.
+//! - [`Input::TurnEnd`] ends each turn of the shell's loop: what can be said once for many (acknowledgements, group
+//!   flushes) is said then.
+
+use std::time::Duration;
+
+use crate::condition::{DiskState, Mode, Role};
+use crate::meta::MetaPage;
+use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, OpId, PeerNo, SessionId, Term, Ticket};
+use crate::volume::rule::Rule;
+use crate::wire::Message;
+
+/// A slice of a pool buffer: `len` bytes from `offset` on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BufSlice {
+    /// The buffer.
+    pub buf: BufId,
+    /// First byte.
+    pub offset: u32,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// What an NBD client wants, validated against the export.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostOp {
+    /// Read the range.
+    Read,
+    /// Write the buffer to the range.
+    Write {
+        /// The payload, exactly as long as the range.
+        buf: BufId,
+    },
+    /// Make every answered write stable. The range is empty.
+    Flush,
+    /// The range is not needed any more.
+    Trim,
+    /// The range becomes zero; `unmap` allows to free it.
+    Zero {
+        /// May deallocate.
+        unmap: bool,
+    },
+}
+
+/// What the shell tells the machine.
+#[derive(Debug)]
+pub enum Input {
+    /// A client's request. `tag` is the shell's name for it and unique within the session.
+    Host {
+        /// The client's connection.
+        session: SessionId,
+        /// Comes back in the reply.
+        tag: u64,
+        /// What is wanted.
+        op: HostOp,
+        /// Where; inside the volume.
+        range: ByteRange,
+        /// The write, trim or zero must be stable when it is answered.
+        fua: bool,
+    },
+    /// A client's connection ended. What of its requests has not started is dropped; what has, finishes unanswered.
+    HostGone {
+        /// The connection.
+        session: SessionId,
+    },
+    /// A link to a peer was agreed by both hellos.
+    LinkUp {
+        /// The peer's slot.
+        peer: PeerNo,
+        /// Identity of the link.
+        connection: ConnectionId,
+        /// Identity of the peer's copy, from its hello.
+        instance: DiskInstance,
+    },
+    /// A message came in.
+    Peer {
+        /// From whom.
+        peer: PeerNo,
+        /// On which link; one that is not the current link is ignored.
+        connection: ConnectionId,
+        /// The term in its frame.
+        term: Term,
+        /// The message.
+        message: Message,
+        /// Its payload, if it carries one.
+        buf: Option<BufId>,
+    },
+    /// A link ended, or never really began.
+    LinkDown {
+        /// To whom.
+        peer: PeerNo,
+        /// Which link.
+        connection: ConnectionId,
+        /// Why, for the log.
+        why: String,
+    },
+    /// A disk operation ended. A read that succeeded brings its buffer.
+    DiskDone {
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<Option<BufId>, DiskError>,
+    },
+    /// A metadata commit ended: all its pages are stable, or it failed.
+    MetaDone {
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<(), DiskError>,
+    },
+    /// An operator or the daemon wants something; answered by [`Effect::Answer`].
+    Command {
+        /// Comes back in the answer.
+        ticket: Ticket,
+        /// What.
+        command: Command,
+    },
+    /// A heartbeat of the peer on the second channel.
+    PeerSeen {
+        /// Which peer.
+        peer: PeerNo,
+        /// What it says of itself.
+        view: PeerView,
+    },
+    /// The turn of the loop ends.
+    TurnEnd,
+    /// The deadline that the machine asked for has come.
+    Wake,
+}
+
+/// What a heartbeat says of its sender.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct PeerView {
+    /// Its copy.
+    pub instance: DiskInstance,
+    /// Its role.
+    pub role: Role,
+    /// Its disk.
+    pub disk: DiskState,
+    /// Its term.
+    pub term: Term,
+    /// Its current generation.
+    pub generation: GenerationId,
+    /// The generation since which it goes on without the receiver; none while it counts the receiver in sync.
+    pub base_for_you: GenerationId,
+}
+
+/// A failed disk operation. The disk is not used any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("operating system error {errno}")]
+pub struct DiskError {
+    /// The operating system's error number.
+    pub errno: i32,
+}
+
+/// What operators and the daemon can ask.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Become primary.
+    Promote {
+        /// Also when data may be lost: an Outdated, Inconsistent or Diverged copy, or a fresh one.
+        force: bool,
+        /// The operator vouches that the peer, which cannot be seen, is off.
+        peer_is_down: bool,
+    },
+    /// Become secondary, everything flushed on both copies.
+    Demote {
+        /// Also while clients are connected: they are disconnected without an error.
+        disconnect_clients: bool,
+    },
+    /// Hand the role to the peer without loss.
+    Switchover,
+    /// Copy again what may differ; `full`: everything.
+    Resync {
+        /// Everything.
+        full: bool,
+    },
+    /// Suspend resync.
+    Pause,
+    /// Go on with resync.
+    Resume,
+    /// Close the links and take none until `Connect`.
+    Disconnect,
+    /// Take links again.
+    Connect,
+    /// Settle the daemon's end: finish, flush, record that everything is in order, say goodbye.
+    Shutdown,
+    /// The peer can no longer be promoted by itself with older data: go on alone. Said by the daemon in answer to
+    /// [`Report::ExclusionWanted`].
+    Exclude {
+        /// The peer.
+        peer: PeerNo,
+        /// The term under which it was asked.
+        term: Term,
+    },
+}
+
+/// What the machine wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Read the range into a buffer of the shell's choice.
+    DiskRead {
+        /// Answered by `DiskDone`.
+        op: OpId,
+        /// Bytes to read.
+        range: ByteRange,
+    },
+    /// Write the slice to the range.
+    DiskWrite {
+        /// Answered by `DiskDone`.
+        op: OpId,
+        /// Bytes to write.
+        range: ByteRange,
+        /// The data.
+        data: BufSlice,
+    },
+    /// Make the range read as zeros.
+    DiskZero {
+        /// Answered by `DiskDone`.
+        op: OpId,
+        /// Bytes to zero.
+        range: ByteRange,
+        /// May deallocate.
+        unmap: bool,
+    },
+    /// Deallocate the range if the disk can; it must read as zeros afterwards, or be unchanged as a whole.
+    DiskTrim {
+        /// Answered by `DiskDone`.
+        op: OpId,
+        /// Bytes to trim.
+        range: ByteRange,
+    },
+    /// Make everything written and completed so far stable.
+    DiskFlush {
+        /// Answered by `DiskDone`.
+        op: OpId,
+    },
+    /// Write the pages and then make them stable. No other commit is outstanding for the same pages.
+    MetaCommit {
+        /// Answered by `MetaDone`.
+        op: OpId,
+        /// Pages, in no order.
+        pages: Vec<MetaPage>,
+    },
+    /// Send on the current link. FIFO per link.
+    Send {
+        /// To whom.
+        peer: PeerNo,
+        /// On which link; dropped when that link is gone.
+        connection: ConnectionId,
+        /// The term for the frame.
+        term: Term,
+        /// The message.
+        message: Message,
+        /// Its payload.
+        body: Option<SendBody>,
+    },
+    /// Close a link after what was sent on it before.
+    CloseLink {
+        /// To whom.
+        peer: PeerNo,
+        /// Which link.
+        connection: ConnectionId,
+        /// Why, for the log.
+        why: String,
+    },
+    /// Answer a client's request.
+    Reply {
+        /// The client's connection.
+        session: SessionId,
+        /// The request.
+        tag: u64,
+        /// How it went.
+        result: Result<(), HostError>,
+        /// The data of a read.
+        buf: Option<BufId>,
+    },
+    /// The machine does not need the buffer any more.
+    Release(BufId),
+    /// Answer a command.
+    Answer {
+        /// The command.
+        ticket: Ticket,
+        /// How it went.
+        result: Result<(), Refusal>,
+    },
+    /// Something happened that the daemon or the log should know.
+    Report(Report),
+}
+
+/// Payload of a `Send`.
+#[derive(Debug)]
+pub enum SendBody {
+    /// From the pool.
+    Slice(BufSlice),
+    /// A bitmap page.
+    Page(Box<[u8; crate::wire::message::BITMAP_PAGE_LEN]>),
+}
+
+/// Why a client's request failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostError {
+    /// No copy could serve it.
+    Io,
+    /// The node is not primary; the shell closes the connection instead of saying so.
+    NotPrimary,
+}
+
+/// A command was refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
+#[error("{rule}: {what}. {way_out}")]
+pub struct Refusal {
+    /// The rule that forbids it.
+    pub rule: Rule,
+    /// What is the case.
+    pub what: String,
+    /// What can be done.
+    pub way_out: String,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Report {
+    /// A state changed; one line in the log.
+    Changed {
+        /// Which state: `role`, `disk`, `peer NAME`, `replication NAME`, `generation`, `frozen`.
+        what: String,
+        /// Before.
+        old: String,
+        /// After.
+        new: String,
+        /// Because.
+        why: String,
+    },
+    /// The peer is gone and could be promoted with what it has: ask the arbiter, then say [`Command::Exclude`].
+    ExclusionWanted {
+        /// The peer.
+        peer: PeerNo,
+        /// The term under which.
+        term: Term,
+    },
+    /// Both copies hold acknowledged writes that the other lacks. Nothing is overwritten.
+    SplitBrain {
+        /// The peer.
+        peer: PeerNo,
+        /// What each side has.
+        detail: String,
+    },
+    /// Clients must be disconnected without an answer: the node is not primary any more.
+    DisconnectClients,
+    /// Something an operator should read.
+    Note {
+        /// The sentence.
+        text: String,
+        /// It is a problem.
+        warning: bool,
+    },
+    /// A resync began, went on or ended; for progress in the log.
+    Resync(ResyncView),
+}
+
+/// Progress of a resync.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ResyncView {
+    /// The peer.
+    pub peer: PeerNo,
+    /// This node sends.
+    pub source: bool,
+    /// Bytes copied.
+    pub done: u64,
+    /// Bytes to copy in all, as known when it began.
+    pub total: u64,
+    /// Since it began.
+    pub elapsed: Duration,
+    /// It is over.
+    pub finished: bool,
+    /// It is paused.
+    pub paused: bool,
+}
+
+/// A peer as `status` shows it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PeerSnapshot {
+    /// Its name.
+    pub name: String,
+    /// `connected`, `connecting`, `negotiating`, `standalone`.
+    pub connection: &'static str,
+    /// `established`, `source`, `target`, `paused`, `off`.
+    pub replication: &'static str,
+    /// Its disk, as last heard.
+    pub disk: Option<DiskState>,
+    /// Its role, as last heard.
+    pub role: Option<Role>,
+    /// Blocks that may differ from ours, in bytes.
+    pub out_of_sync_bytes: u64,
+    /// The generation it was left behind at; none when in sync.
+    pub base: GenerationId,
+    /// Why it is not connected or not replicating, if it is not.
+    pub why: String,
+}
+
+/// The volume as `status` shows it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Snapshot {
+    /// Role.
+    pub role: Role,
+    /// Own disk.
+    pub disk: DiskState,
+    /// Mode.
+    pub mode: Mode,
+    /// Current generation.
+    pub generation: GenerationId,
+    /// Term.
+    pub term: Term,
+    /// Peers, by slot.
+    pub peers: Vec<PeerSnapshot>,
+    /// Running resync.
+    pub resync: Option<ResyncView>,
+    /// Requests wait, and why; with the time since when.
+    pub frozen: Option<(String, Duration)>,
+    /// Why it could not be promoted now; none when it could.
+    pub not_promotable: Option<Refusal>,
+    /// Requests in the machine.
+    pub requests: usize,
+    /// Writes not yet stable on every copy.
+    pub unstable_writes: usize,
+    /// Writes mirrored, in bytes, since start.
+    pub mirrored_bytes: u64,
+    /// Resync data sent or received since start, in bytes.
+    pub resynced_bytes: u64,
+}
