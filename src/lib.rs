@@ -2,5 +2,6 @@
 
 pub mod condition;
 pub mod generation;
+pub mod meta;
 pub mod units;
 pub mod wire;
