@@ -139,7 +139,8 @@ impl World {
             && self.nodes.iter().all(|n| {
                 n.disk.busy() == 0
                     && n.process.as_ref().is_some_and(|p| !p.turn_pending)
-                    && n.snapshot(self.now).is_some_and(|s| s.requests == 0 && s.unstable_writes == 0 && s.resync.is_none())
+                    && n.snapshot(self.now)
+                        .is_some_and(|s| s.requests == 0 && s.unstable_writes == 0 && s.resync.is_none())
             })
     }
 

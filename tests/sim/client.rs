@@ -41,8 +41,6 @@ pub(crate) struct Request {
     first: usize,
     len: usize,
     begun: u64,
-    /// Virtual time of the beginning.
-    pub(crate) since: u64,
 }
 
 /// A change whose client is gone while the machine may still be busy with it.
@@ -148,11 +146,11 @@ impl World {
 
     fn request(&mut self, client: usize, kind: Kind, first: usize, len: usize, op: HostOp, fua: bool) {
         let Some((node, session)) = self.clients[client].at else { return };
-        let (begun, since) = (self.history.tick(), self.now);
+        let begun = self.history.tick();
         let c = &mut self.clients[client];
         c.next_tag += 1;
         let tag = c.next_tag;
-        c.open.push((tag, Request { kind, first, len, begun, since }));
+        c.open.push((tag, Request { kind, first, len, begun }));
         self.step(node, Self::host_input(session, tag, op, first, len, fua));
     }
 

@@ -21,7 +21,7 @@ use crate::stamp::{self, SECTOR};
 const PAGE_SECTORS: usize = PAGE_LEN / SECTOR;
 
 /// Content of a metadata sector.
-type Bytes = [u8; SECTOR];
+pub(crate) type Bytes = [u8; SECTOR];
 
 /// What goes wrong at random, each in a million operations.
 #[derive(Clone, Copy, Default, Debug)]
@@ -132,10 +132,7 @@ impl SimDisk {
 
     /// Sectors that an operation in flight may change.
     pub(crate) fn sectors_in_flight(&self) -> impl Iterator<Item = usize> + '_ {
-        self.ops
-            .values()
-            .filter(|o| matches!(o.op, DataOp::Write(_)))
-            .flat_map(|o| o.first..o.first + o.len)
+        self.ops.values().filter(|o| matches!(o.op, DataOp::Write(_))).flat_map(|o| o.first..o.first + o.len)
     }
 
     /// Takes an operation; the delay until it ends, or `None` when it hangs.
@@ -270,6 +267,17 @@ impl SimDisk {
             self.write_page(page, false);
         }
         self.meta.flushed(self.meta.mark());
+    }
+
+    /// Everything that both devices hold, as a storage administrator's snapshot has it.
+    pub(crate) fn image(&self) -> (Media<u64>, Media<Bytes>) {
+        (self.data.clone(), self.meta.clone())
+    }
+
+    /// A snapshot takes the place of what is there.
+    pub(crate) fn restore(&mut self, (data, meta): (Media<u64>, Media<Bytes>)) {
+        assert!(self.busy() == 0, "no daemon runs on it");
+        (self.data, self.meta) = (data, meta);
     }
 
     /// The process is killed: nothing more is asked, and what was in flight has happened in any part.

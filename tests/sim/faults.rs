@@ -108,7 +108,8 @@ impl World {
         trace!(self, Some(node), '!', "power loss");
         self.hang_up(node, true);
         self.end_process(node);
-        let loss = self.options.loss.unwrap_or_else(|| self.rng.pick(&[Loss::Everything, Loss::Nothing, Loss::Anything]));
+        let loss =
+            self.options.loss.unwrap_or_else(|| self.rng.pick(&[Loss::Everything, Loss::Nothing, Loss::Anything]));
         self.nodes[node].disk.power_loss(loss);
         self.nodes[node].boot = u128::from(self.rng.next()) | 1;
         self.history.power_lost(node);

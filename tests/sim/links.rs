@@ -6,6 +6,7 @@ use repblk::wire::Message;
 
 use crate::net::Link;
 use crate::node::PEER;
+use crate::story::Point;
 use crate::swarm::MS;
 use crate::trace::trace;
 use crate::world::{Event, OldFrame, World};
@@ -78,6 +79,7 @@ impl World {
         let arrives = stream.send(term, message, bytes, arrives);
         assert!(stream.unread < UNREAD_MAX, "the machine sends without bound");
         self.at(arrives, Event::Deliver { link, from: node });
+        self.reached(Point::Frame);
     }
 
     /// Bytes arrive; whole frames go to the machine.

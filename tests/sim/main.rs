@@ -19,6 +19,7 @@ mod rng;
 mod scenarios;
 mod shell;
 mod stamp;
+mod story;
 mod swarm;
 mod trace;
 mod world;

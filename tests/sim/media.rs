@@ -59,11 +59,6 @@ impl<S: Copy + PartialEq> Media<S> {
         &self.durable
     }
 
-    /// Sectors with something unstable.
-    pub(crate) fn unstable(&self) -> usize {
-        self.above.len()
-    }
-
     /// One sector was written.
     pub(crate) fn write(&mut self, sector: usize, content: S) {
         self.tick += 1;

@@ -93,7 +93,8 @@ impl Stream {
     /// The stream ends: of what is under way only a part, `at` of it, still comes; gives when the last of it does.
     pub(crate) fn cut(&mut self, at: u64) -> u64 {
         let total: usize = self.flying.iter().map(|p| p.bytes.len()).sum();
-        let mut left = if total == 0 || self.stalled { 0 } else { usize::try_from(at % total as u64).expect("of a usize") };
+        let mut left =
+            if total == 0 || self.stalled { 0 } else { usize::try_from(at % total as u64).expect("of a usize") };
         let mut kept = VecDeque::new();
         for mut piece in std::mem::take(&mut self.flying) {
             piece.bytes.truncate(left);

@@ -98,7 +98,8 @@ impl World {
         for node in 0..2 {
             let Some(term) = self.operator.wants[node] else { continue };
             let peer = 1 - node;
-            let promoting = self.operator.pending.values().any(|(n, c)| *n == peer && matches!(c, Command::Promote { .. }));
+            let promoting =
+                self.operator.pending.values().any(|(n, c)| *n == peer && matches!(c, Command::Promote { .. }));
             let refused = self.operator.excluded[node] || promoting || self.operator.mute;
             if refused && !self.options.careless {
                 continue;
@@ -239,7 +240,10 @@ impl World {
     /// The primary cannot be seen by anybody: its clients are kept from it and the peer takes over.
     fn fail_over_in_a_partition(&mut self, node: usize) {
         let peer = 1 - node;
-        if self.nodes[node].is_primary(self.now) || !self.nodes[peer].is_primary(self.now) || self.operator.excluded[node] {
+        if self.nodes[node].is_primary(self.now)
+            || !self.nodes[peer].is_primary(self.now)
+            || self.operator.excluded[node]
+        {
             return;
         }
         trace!(self, Some(node), '!', "a partition, and this side takes over");

@@ -44,9 +44,4 @@ impl Pool {
     pub(crate) fn owned(&self) -> impl Iterator<Item = BufId> + '_ {
         self.owned.keys().copied()
     }
-
-    /// True while the machine owns `id`.
-    pub(crate) fn owns(&self, id: BufId) -> bool {
-        self.owned.contains_key(&id)
-    }
 }

@@ -9,6 +9,7 @@ use repblk::wire::message::BITMAP_PAGE_LEN;
 use crate::disk::DataOp;
 use crate::node::PEER;
 use crate::stamp;
+use crate::story::Point;
 use crate::trace::trace;
 use crate::world::{Event, World};
 
@@ -93,6 +94,7 @@ impl World {
                     if let Some(delay) = delay {
                         self.after(delay, Event::MetaDone { node, life, op });
                     }
+                    self.reached(Point::Commit(node));
                 }
                 Effect::Send { peer, connection, term, message, body } => {
                     self.is_the_peer(peer);
@@ -202,7 +204,9 @@ fn brief_input(input: &Input) -> String {
         Input::Peer { connection, term, message, buf, .. } => {
             format!("Peer           {connection} term {term} {} {buf:?}", brief_message(message))
         }
-        Input::Host { session, tag, op, range, fua } => format!("Host           {session}/{tag} {op:?} {range:?} fua {fua}"),
+        Input::Host { session, tag, op, range, fua } => {
+            format!("Host           {session}/{tag} {op:?} {range:?} fua {fua}")
+        }
         Input::DiskDone { op, result } => format!("DiskDone       {op:?} {result:?}"),
         Input::MetaDone { op, result } => format!("MetaDone       {op:?} {result:?}"),
         other => format!("{other:?}"),

@@ -15,6 +15,7 @@ use crate::net::Link;
 use crate::node::{Node, letter};
 use crate::operator::Operator;
 use crate::rng::Rng;
+use crate::story::{Blow, Trap};
 use crate::swarm::{MS, Options, SECOND};
 use crate::trace::trace;
 
@@ -62,6 +63,8 @@ pub(crate) enum Event {
     Unstall { link: usize, from: usize },
     /// The checkers look.
     Check,
+    /// A trap closes.
+    Blow(Blow),
 }
 
 /// Kinds of faults that happen by themselves.
@@ -122,6 +125,8 @@ pub(crate) struct World {
     pub(crate) operator: Operator,
     /// Answers to commands.
     pub(crate) answers: BTreeMap<Ticket, Result<(), Refusal>>,
+    /// A scenario's blow that waits for its point.
+    pub(crate) trap: Option<Trap>,
     /// Faults still happen.
     pub(crate) trouble: bool,
     /// What checkers remember.
@@ -156,6 +161,7 @@ impl World {
             history: History::new(sectors),
             operator: Operator::default(),
             answers: BTreeMap::new(),
+            trap: None,
             trouble: false,
             memory: crate::checkers::Memory::default(),
             marks: BTreeMap::new(),
@@ -293,6 +299,7 @@ impl World {
                 self.links[link].streams[from].stalled = false;
                 self.deliver(link, from);
             }
+            Event::Blow(blow) => self.fall(blow),
             Event::Check => {
                 self.check_now();
                 self.after(7 * MS, Event::Check);
@@ -342,7 +349,15 @@ impl World {
                 None => format!("{}: down", letter(n)),
                 Some(s) => format!(
                     "{}: {} {} gen {} term {} frozen {:?} requests {} unstable {} peer {:?}",
-                    letter(n), s.role, s.disk, s.generation, s.term, s.frozen, s.requests, s.unstable_writes, s.peers[0]
+                    letter(n),
+                    s.role,
+                    s.disk,
+                    s.generation,
+                    s.term,
+                    s.frozen,
+                    s.requests,
+                    s.unstable_writes,
+                    s.peers[0]
                 ),
             })
             .collect::<Vec<_>>()
