@@ -1,5 +1,6 @@
 //! How links come, carry and go: the part of the shell between the machines.
 
+use repblk::meta::PAGE_LEN;
 use repblk::units::{ConnectionId, Term};
 use repblk::volume::io::Input;
 use repblk::wire::Message;
@@ -117,8 +118,8 @@ impl World {
     fn hear(&mut self, to: usize, frame: OldFrame) {
         let OldFrame { connection, term, message, payload } = frame;
         if let (&Message::BitmapPage { index }, Some(page)) = (&message, &payload) {
-            let page = page.as_slice().try_into().expect("the format has checked its length");
-            self.bitmap_page(to, connection, index, page);
+            let page: [u8; PAGE_LEN] = page.as_slice().try_into().expect("the format has checked its length");
+            self.step(to, Input::PeerPage { peer: PEER, connection, index, page: Box::new(page) });
             return;
         }
         let buf = payload.map(|bytes| self.nodes[to].running().pool.give(bytes));

@@ -13,14 +13,14 @@ const B: usize = 1;
 
 #[test]
 fn a_link_cut_under_load_costs_a_resync_of_what_changed() {
-    let mut s = Story::begin(1);
+    let mut s = Story::with(1, Options { data_len: 4 << 20, span: 1024, clients: 2, ..Options::calm() });
     s.load(500 * MS).cut_for(2 * SECOND).wait(1500 * MS);
     assert!(s.w.history.acknowledgements() > 0);
     let before = s.resynced(A);
     s.idles().wait(SECOND).settles();
     let changed = s.resynced(A) - before;
     assert!(changed > 0, "something changed while the link was cut");
-    assert!(changed < s.w.options.data_len, "only what changed was copied: {changed} bytes");
+    assert!(changed <= 2 * s.w.options.span * 512, "only what changed was copied: {changed} bytes");
     s.ends();
 }
 
@@ -87,9 +87,10 @@ fn both_lose_power_at_once() {
 #[test]
 fn a_process_killed_and_restarted_resyncs_its_activity_log_only() {
     let mut s = Story::with(3, Options { data_len: 4 << 20, span: 256, clients: 2, ..Options::calm() });
+    let before = s.resynced(B);
     s.load(500 * MS).w.kill(A);
     s.start(A).settles_with_somebody();
-    let copied = s.resynced(A).max(s.resynced(B));
+    let copied = s.resynced(B) - before;
     assert!(copied <= 8 * (64 << 10), "at most the activity log: {copied} bytes");
     s.ends();
 }
@@ -140,8 +141,8 @@ fn the_target_crashes_in_the_middle_of_a_full_resync() {
 fn the_source_crashes_in_the_middle_of_a_full_resync() {
     let mut s = slow_resync(6);
     s.w.power_loss(A);
-    s.wait(100 * MS);
-    let refused = s.tell(B, Command::Promote { force: false, peer_is_down: true }).expect_err("a mix is not served");
+    s.wait(6 * SECOND);
+    let refused = s.promote_unseen(B).expect_err("a mix is not served");
     assert_eq!(refused.rule, Rule::Inconsistent);
     s.start(A).ends();
 }
@@ -191,9 +192,9 @@ fn an_end_in_order_needs_no_resync() {
 #[test]
 fn a_split_brain_is_seen_and_nothing_is_overwritten() {
     let mut s = Story::with(9, Options { careless: true, clients: 2, ..Options::calm() });
-    s.load(200 * MS).cut_for(4 * SECOND);
+    s.load(200 * MS).part_for(12 * SECOND);
     s.w.memory.forked = true;
-    assert_eq!(s.tell(B, Command::Promote { force: false, peer_is_down: true }), Ok(()));
+    s.take_over(B);
     s.load(500 * MS);
     for node in [A, B] {
         // Both have something of their own, whichever the clients chose.
@@ -201,7 +202,7 @@ fn a_split_brain_is_seen_and_nothing_is_overwritten() {
     }
     s.load(500 * MS).idles();
     let images = [A, B].map(|n: usize| s.w.nodes[n].disk.data.view().to_vec());
-    s.wait(8 * SECOND);
+    s.wait(12 * SECOND);
     assert!(s.w.memory.split_brain, "it is reported:\n  {}", s.w.summary());
     for (node, image) in images.iter().enumerate() {
         assert_eq!(s.w.nodes[node].disk.data.view(), image, "nothing is overwritten");
@@ -211,10 +212,9 @@ fn a_split_brain_is_seen_and_nothing_is_overwritten() {
 #[test]
 fn an_operator_gives_one_side_of_a_split_up() {
     let mut s = Story::with(10, Options { careless: true, clients: 2, ..Options::calm() });
-    s.load(200 * MS).cut_for(2 * SECOND);
+    s.load(200 * MS).part_for(8 * SECOND);
     s.w.memory.forked = true;
-    assert_eq!(s.tell(B, Command::Promote { force: false, peer_is_down: true }), Ok(()));
-    s.load(SECOND).idles().wait(2 * SECOND);
+    s.take_over(B).load(SECOND).idles().wait(8 * SECOND);
     assert!(s.w.memory.split_brain, "it is reported:\n  {}", s.w.summary());
     assert_eq!(s.tell(B, Command::Demote { disconnect_clients: true }), Ok(()));
     assert_eq!(s.tell(B, Command::Resync { full: false, discard_local: true }), Ok(()));

@@ -1,10 +1,8 @@
 //! The shell proper: one step of a machine, and what becomes of its effects.
 
-use repblk::units::{BufId, ByteRange, ConnectionId, Moment, OpId, PeerNo, SessionId};
-use repblk::volume::Volume;
+use repblk::units::{BufId, ByteRange, OpId, PeerNo, SessionId};
 use repblk::volume::io::{DiskError, Effect, HostError, Input, Report, SendBody};
 use repblk::wire::Message;
-use repblk::wire::message::BITMAP_PAGE_LEN;
 
 use crate::disk::DataOp;
 use crate::node::PEER;
@@ -12,8 +10,6 @@ use crate::stamp;
 use crate::story::Point;
 use crate::trace::trace;
 use crate::world::{Event, World};
-
-type BitmapPage = [u8; BITMAP_PAGE_LEN];
 
 /// Wakes at one moment that a machine may need.
 const WAKES_AT_ONCE_MAX: u32 = 50;
@@ -25,29 +21,15 @@ impl World {
     pub(crate) fn step(&mut self, node: usize, input: Input) {
         trace!(self, Some(node), '<', "{}", brief_input(&input));
         let ends_turn = matches!(input, Input::TurnEnd);
-        self.drive(node, ends_turn, |volume, now, out| volume.step(now, input, out));
-    }
-
-    /// Gives a page of the peer's bitmap to a machine, and the step in which it acts on it.
-    pub(crate) fn bitmap_page(&mut self, node: usize, connection: ConnectionId, index: u64, page: &BitmapPage) {
-        trace!(self, Some(node), '<', "BitmapPage     {connection} {index}");
-        self.drive(node, false, |volume, now, out| {
-            volume.merge_bitmap_page(now, (PEER, connection), index, page, out);
-        });
-    }
-
-    fn drive(&mut self, node: usize, ends_turn: bool, act: impl FnOnce(&mut Volume, Moment, &mut Vec<Effect>)) {
         let clock = self.nodes[node].clock(self.now);
         let life = self.nodes[node].life;
         let process = self.nodes[node].running();
         let mut effects = Vec::new();
-        act(&mut process.volume, clock, &mut effects);
+        process.volume.step(clock, input, &mut effects);
         process.volume.assert_invariants();
-        let turn_due = !ends_turn && !std::mem::replace(&mut process.turn_pending, true);
         if ends_turn {
             process.turn_pending = false;
-        }
-        if turn_due {
+        } else if !std::mem::replace(&mut process.turn_pending, true) {
             let delay = self.rng.below(TURN_MAX);
             self.after(delay, Event::TurnEnd { node, life });
         }
@@ -55,9 +37,12 @@ impl World {
         self.set_alarm(node);
     }
 
-    /// Sees to it that the machine is woken at its deadline.
+    /// Sees to it that the machine is woken at its deadline. A shell looks for the deadline when its turn has ended.
     pub(crate) fn set_alarm(&mut self, node: usize) {
         let Some(process) = &self.nodes[node].process else { return };
+        if process.turn_pending {
+            return;
+        }
         let Some(deadline) = process.volume.next_deadline() else { return };
         let at = self.nodes[node].when(deadline).max(self.now);
         let (now, life) = (self.now, self.nodes[node].life);
@@ -204,6 +189,7 @@ fn brief_input(input: &Input) -> String {
         Input::Peer { connection, term, message, buf, .. } => {
             format!("Peer           {connection} term {term} {} {buf:?}", brief_message(message))
         }
+        Input::PeerPage { connection, index, .. } => format!("PeerPage       {connection} {index}"),
         Input::Host { session, tag, op, range, fua } => {
             format!("Host           {session}/{tag} {op:?} {range:?} fua {fua}")
         }

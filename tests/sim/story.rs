@@ -120,9 +120,27 @@ impl Story {
     /// The peer is dead, and `node` takes over; the other may not be promoted by itself any more.
     pub(crate) fn take_over(&mut self, node: usize) -> &mut Self {
         self.w.operator.excluded[1 - node] = true;
-        let answer = self.tell(node, Command::Promote { force: false, peer_is_down: true });
+        let mut answer = self.promote_unseen(node);
+        for _ in 0..20 {
+            // A power loss says no farewell: until the peer has been silent for long enough, it counts as alive.
+            if answer.is_ok() {
+                break;
+            }
+            answer = self.wait(250 * MS).promote_unseen(node);
+        }
         assert_eq!(answer, Ok(()), "the survivor takes over:\n  {}", self.w.summary());
         self
+    }
+
+    /// An operator vouches that the peer of `node` is off.
+    pub(crate) fn promote_unseen(&mut self, node: usize) -> Result<(), Refusal> {
+        self.tell(node, Command::Promote { force: false, peer_is_down: true })
+    }
+
+    /// The two nodes hear nothing of each other for a while.
+    pub(crate) fn part_for(&mut self, span: u64) -> &mut Self {
+        self.w.beats_cut_until = self.w.now + span;
+        self.cut_for(span)
     }
 
     /// The daemon of a node that is down starts.
