@@ -27,7 +27,7 @@ pub struct ReplyTo {
 /// The encoded start of a reply, or all of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    bytes: [u8; Head::CAPACITY],
+    bytes: [u8; Self::CAPACITY],
     len: usize,
 }
 
