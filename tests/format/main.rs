@@ -1,4 +1,4 @@
-//! The formats, from outside: golden images, round trips, and every way in which bytes can be wrong.
+//! The formats, from outside: golden images and transcripts, round trips, and every way in which bytes can be wrong.
 
 mod golden;
 mod meta_activity_log;
@@ -7,3 +7,6 @@ mod meta_golden;
 mod meta_recovery;
 mod meta_superblock;
 mod meta_values;
+mod nbd_negotiation;
+mod nbd_replies;
+mod nbd_requests;
