@@ -3,5 +3,7 @@
 pub mod condition;
 pub mod generation;
 pub mod meta;
+pub mod nbd;
 pub mod units;
+pub mod volume;
 pub mod wire;
