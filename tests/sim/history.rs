@@ -151,7 +151,8 @@ impl History {
     /// A flush that began at `begun` was acknowledged while the nodes of `stable` were in sync.
     pub(crate) fn flushed(&mut self, begun: u64, stable: u8) {
         for version in &mut self.versions {
-            if version.acknowledged && version.end.at().is_some_and(|end| end < begun) {
+            // What was lost before is not there to be flushed.
+            if version.guaranteed() && version.end.at().is_some_and(|end| end < begun) {
                 version.stable |= stable;
             }
         }

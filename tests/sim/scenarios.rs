@@ -198,7 +198,7 @@ fn a_split_brain_is_seen_and_nothing_is_overwritten() {
     s.load(500 * MS);
     for node in [A, B] {
         // Both have something of their own, whichever the clients chose.
-        s.w.nodes[node].disk.data.rot(3000 + node, 99 << 24 | 1);
+        s.w.nodes[node].disk.data.rot(2000 + node, 99 << 24 | 1);
     }
     s.load(500 * MS).idles();
     let images = [A, B].map(|n: usize| s.w.nodes[n].disk.data.view().to_vec());
