@@ -55,7 +55,7 @@ impl Outgoing {
     /// Less than the guaranteed rate was reached so far: the host must give way.
     fn is_starving(&self, now: Moment) -> bool {
         let elapsed_ms = u64::try_from(now.since(self.began).as_millis()).unwrap_or(u64::MAX);
-        self.done < self.pace.limits.rate_min.saturating_mul(elapsed_ms) / 1000
+        self.done + self.unstable + self.reading < self.pace.limits.rate_min.saturating_mul(elapsed_ms) / 1000
     }
 
     /// Takes `bytes` from the allowance.
