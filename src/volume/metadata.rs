@@ -107,6 +107,11 @@ impl Volume {
         out.push(Effect::MetaCommit { op, pages: vec![page] });
     }
 
+    /// No commit of the bitmaps or the activity log is under way.
+    pub(super) fn commits_rest(&self) -> bool {
+        self.bitmap_commit.is_none() && self.log_commit == LogCommit::Idle
+    }
+
     /// Writes modified bitmap pages of the peers for which it is worth it now.
     fn pump_bitmaps(&mut self, now: Moment, out: &mut Effects) {
         if self.bitmap_commit.is_some() {
@@ -125,7 +130,7 @@ impl Volume {
             return false;
         }
         let up = matches!(link.link, Link::Up { .. });
-        let ending = matches!(self.transition, super::Transition::Recording { .. });
+        let ending = matches!(self.transition, super::Transition::Closing { .. });
         ending || (up && self.record(peer).full) || (up && now.since(self.bitmaps_flushed) >= BITMAP_INTERVAL)
     }
 

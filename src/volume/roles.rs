@@ -56,6 +56,10 @@ pub(super) enum Transition {
         goal: Goal,
         until: Moment,
     },
+    /// Everything is stable and the links are down; the bitmaps are being written, before the end is recorded.
+    Closing {
+        ticket: Ticket,
+    },
     /// Being secondary, or the end, is being made durable.
     Recording {
         ticket: Ticket,
@@ -81,19 +85,22 @@ impl Transition {
     pub(super) fn is_final(self) -> bool {
         matches!(
             self,
-            Self::Ended | Self::Draining { goal: Goal::Shutdown, .. } | Self::Recording { goal: Goal::Shutdown, .. }
+            Self::Ended
+                | Self::Closing { .. }
+                | Self::Draining { goal: Goal::Shutdown, .. }
+                | Self::Recording { goal: Goal::Shutdown, .. }
         )
     }
 
     /// True while requests of clients wait.
     pub(super) fn holds_requests(self) -> bool {
-        matches!(self, Self::Draining { .. } | Self::Recording { .. } | Self::Ended)
+        matches!(self, Self::Draining { .. } | Self::Closing { .. } | Self::Recording { .. } | Self::Ended)
     }
 
     pub(super) fn deadline(self) -> Option<Moment> {
         match self {
             Self::Claiming { until, .. } | Self::Draining { until, .. } | Self::Offering { until, .. } => Some(until),
-            Self::None | Self::Promoting { .. } | Self::Recording { .. } | Self::Ended => None,
+            Self::None | Self::Promoting { .. } | Self::Closing { .. } | Self::Recording { .. } | Self::Ended => None,
         }
     }
 }
@@ -483,6 +490,7 @@ impl Volume {
                     self.stable_goal = self.log.last();
                 }
             }
+            Transition::Closing { ticket } if self.metadata_rests() => self.shut_down_when_recorded(ticket, true, out),
             Transition::Claiming { ticket, peer, .. } if overdue => {
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
@@ -507,7 +515,6 @@ impl Volume {
     }
 
     fn record_end(&mut self, now: Moment, ticket: Ticket, goal: Goal, quiet: bool, out: &mut Effects) {
-        self.transition = Transition::Recording { ticket, goal };
         if goal == Goal::Shutdown {
             for id in std::mem::take(&mut self.held) {
                 self.reply(id, Err(HostError::NotPrimary), None, out);
@@ -516,8 +523,14 @@ impl Volume {
                 self.send(peer, Message::Goodbye, None, out);
                 self.drop_link(now, peer, "this node shuts down".into(), out);
             }
-            self.shut_down_when_recorded(quiet);
+            if quiet {
+                // A clean end vouches for the bitmaps on the disk: they come first.
+                self.transition = Transition::Closing { ticket };
+            } else {
+                self.shut_down_when_recorded(ticket, false, out);
+            }
         } else {
+            self.transition = Transition::Recording { ticket, goal };
             let next = self.term().next();
             self.book.change_then(Then::Demoted, |superblock| {
                 superblock.was_primary = false;
@@ -528,8 +541,22 @@ impl Volume {
         }
     }
 
-    fn shut_down_when_recorded(&mut self, quiet: bool) {
-        let clean = quiet && self.continuity != Continuity::Lost && self.local_ok;
+    /// The disk was flushed, also of what an earlier life may have left in its cache, and no write of the bitmaps or the
+    /// activity log is due or under way.
+    fn metadata_rests(&self) -> bool {
+        let written = self.peers.iter().all(|peer| peer.bitmap.modified_count() == 0);
+        !self.local_ok
+            || (self.local.stable >= self.stable_goal && self.local_flush.is_none() && self.commits_rest() && written)
+    }
+
+    fn shut_down_when_recorded(&mut self, ticket: Ticket, quiet: bool, out: &mut Effects) {
+        self.transition = Transition::Recording { ticket, goal: Goal::Shutdown };
+        if !self.local_ok {
+            // There is nothing to record it on.
+            self.shut_down(out);
+            return;
+        }
+        let clean = quiet && self.continuity != Continuity::Lost;
         self.book.change_then(Then::ShutDown, |superblock| superblock.clean = clean);
     }
 
