@@ -36,31 +36,50 @@ device_attach() {
         done
         warn "the kernel's NBD client could not connect (see $LOGS/attach.log); trying nbdfuse"
     fi
+    # The file has the name of the work directory, so that a loop device tells which run it belongs to.
+    local file=/run/nbd/${WORK##*/}
     on_db mkdir -p /run/nbd
-    wait_for 10 "an answer from $1:$2" on_db timeout 3 nbdinfo --size "nbd://$1:$2/$3" >/dev/null 2>>"$LOGS/attach.log" ||
-        return 1
-    host_start db nbdfuse "$LOGS/attach.log" nbdfuse /run/nbd/device "nbd://$1:$2/$3"
-    wait_for 10 "nbdfuse to connect to $1:$2" on_db test -f /run/nbd/device || return 1
-    DEVICE=$(on_db losetup --find --show --direct-io=on /run/nbd/device) || return 1
+    wait_for 10 "an answer from $1:$2" nbd_answers "nbd://$1:$2/$3" || return 1
+    host_start db nbdfuse "$LOGS/attach.log" nbdfuse "$file" "nbd://$1:$2/$3"
+    wait_for 10 "nbdfuse to connect to $1:$2" on_db test -f "$file" || return 1
+    DEVICE=$(on_db losetup --find --show --direct-io=on "$file") || return 1
     ATTACHED=fuse
+    # Detaching a device in use makes it go with its last user: a process of this host, which cannot outlive it.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    host_start db device "$LOGS/attach.log" bash -c 'exec sleep infinity <"$1"' - "$DEVICE"
+    wait_for 5 "the device to be held" device_held || return 1
+    on_db losetup --detach "$DEVICE"
 }
 
-# device_detach: lets go of the device, also when the node behind it is dead.
+nbd_answers() { on_db timeout 3 nbdinfo --size "$1" >/dev/null 2>>"$LOGS/attach.log"; }
+
+device_held() { [[ $(on_db readlink "/proc/$(on_db cat /run/device.pid)/fd/0") == "$DEVICE" ]]; }
+
+# device_detach: lets go of the device, which must not be mounted.
 device_detach() {
     case $ATTACHED in
     kernel)
         on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1 || return 1
         ;;
     fuse)
-        # The connection goes first: whoever waits for an answer of a dead node then gets an error, and can end.
-        [[ ${1:-} != dead ]] || host_signal db nbdfuse KILL
-        on_db losetup --detach "$DEVICE" || return 1
+        host_signal db device KILL
+        wait_for 5 "the device to be released" device_free || return 1
         on_db umount --lazy /run/nbd || return 1
         wait_for 10 "nbdfuse to end" host_ended db nbdfuse || return 1
         ;;
     esac
     DEVICE=
     ATTACHED=
+}
+
+device_free() { [[ ! -e /sys/block/${DEVICE#/dev/}/loop/backing_file ]]; }
+
+# device_abandon: the node behind the device is dead. Whoever waits for its answers gets an error, and can end.
+device_abandon() {
+    case $ATTACHED in
+    kernel) on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1 && ATTACHED= ;;
+    fuse) host_signal db nbdfuse KILL ;;
+    esac
 }
 
 fs_make() { on_db mkfs.ext4 -q -L mes "$DEVICE"; }
