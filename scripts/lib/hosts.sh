@@ -28,14 +28,13 @@ host_wire() {
     nsenter --target "${WIRE[$name]}" --net -- "$@"
 }
 
-# host_cable NAME DEVICE ADDRESS NAME DEVICE ADDRESS: a cable between two hosts.
+# host_cable NAME DEVICE ADDRESS NAME DEVICE ADDRESS: a cable between two hosts, point to point.
 host_cable() {
-    local left="${WIRE[$1]}" right="${WIRE[$4]}"
-    host_wire "$1" ip link add "$2" type veth peer name "$5" netns "$right"
-    nsenter --target "$left" --net -- ip address add "$3" dev "$2"
-    nsenter --target "$right" --net -- ip address add "$6" dev "$5"
-    nsenter --target "$left" --net -- ip link set "$2" up
-    nsenter --target "$right" --net -- ip link set "$5" up
+    host_wire "$1" ip link add "$2" type veth peer name "$5" netns "${WIRE[$4]}"
+    host_wire "$1" ip address add "$3" peer "$6" dev "$2"
+    host_wire "$4" ip address add "$6" peer "$3" dev "$5"
+    host_wire "$1" ip link set "$2" up
+    host_wire "$4" ip link set "$5" up
 }
 
 # host_links NAME up|down DEVICE...: plugs or pulls cables at this end.

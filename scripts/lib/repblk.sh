@@ -19,7 +19,7 @@ rb_field() {
 
 rb_is() { [[ $(rb_field "$1" "$2") == "$3" ]]; }
 
-rb_answers() { [[ -n $(rb_field "$1" .role) ]]; }
+rb_answers() { [[ $(rb_field "$1" .role) == @(primary|secondary) ]]; }
 
 rb_connected() { rb_is "$1" '.peers[0].connection' connected; }
 
@@ -42,7 +42,9 @@ rb_one_line() {
     printf '%s\n' "${line:-no answer}"
 }
 
-# rb_resyncs FILE: the finished resyncs in a file of `repblk events --json`, one `BYTES MILLISECONDS` a line.
+# rb_resyncs FILE: the resyncs that the node of a file of `repblk events --json` was the source of and that are
+# finished, one `BYTES MILLISECONDS` a line.
 rb_resyncs() {
-    jq -r --arg volume "$VOLUME" 'select(.event == "resync_finished" and .volume == $volume) | "\(.bytes) \(.duration_ms)"' "$1"
+    jq -r --arg volume "$VOLUME" \
+        'select(.event == "resync_finished" and .volume == $volume and .part == "source") | "\(.bytes) \(.duration_ms)"' "$1"
 }
