@@ -6,6 +6,7 @@ REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 LIB=$REPO/scripts/lib
 STARTED=${EPOCHREALTIME/,/.}
 export LC_ALL=C.UTF-8
+PATH=$PATH:/usr/sbin:/sbin
 
 # since T: seconds from T (as of $EPOCHREALTIME) to now, with one decimal.
 since() { awk -v a="$1" -v b="${EPOCHREALTIME/,/.}" 'BEGIN { printf "%.1f", b - a }'; }

@@ -20,9 +20,10 @@ kernel_nbd() {
 # device_attach ADDRESS PORT EXPORT: connects the database host to a node; the device's path goes to DEVICE.
 #
 # Without a kernel client: nbdfuse shows the export as a file, a loop device makes it a block device. A flush of the
-# loop device is an fsync of the file, which nbdfuse passes on as NBD_CMD_FLUSH (`device_flushes` proves it). Direct
+# loop device is an fsync of the file, which nbdfuse passes on as NBD_CMD_FLUSH. Direct
 # I/O keeps the loop device from caching everything a second time, and from acknowledging what was only cached.
 device_attach() {
+    wait_for 10 "an answer from $1:$2" nbd_answers "nbd://$1:$2/$3" || return 1
     if kernel_nbd; then
         local candidate
         for candidate in /sys/block/nbd*; do
@@ -39,7 +40,6 @@ device_attach() {
     # The file has the name of the work directory, so that a loop device tells which run it belongs to.
     local file=/run/nbd/${WORK##*/}
     on_db mkdir -p /run/nbd
-    wait_for 10 "an answer from $1:$2" nbd_answers "nbd://$1:$2/$3" || return 1
     host_start db nbdfuse "$LOGS/attach.log" nbdfuse "$file" "nbd://$1:$2/$3"
     wait_for 10 "nbdfuse to connect to $1:$2" on_db test -f "$file" || return 1
     DEVICE=$(on_db losetup --find --show --direct-io=on "$file") || return 1
@@ -92,14 +92,10 @@ fs_mount() {
 
 fs_unmount() { on_db umount "$MOUNT"; }
 
-# device_flushes: does an fsync on the mounted file system cost a flush of the block device? The kernel counts them.
-device_flushes() {
-    local before after
-    before=$(awk '{ print $16 }' "/sys/block/${DEVICE#/dev/}/stat")
-    on_db dd if=/dev/zero of="$MOUNT/flush-probe" bs=4096 count=8 oflag=dsync status=none
-    after=$(awk '{ print $16 }' "/sys/block/${DEVICE#/dev/}/stat")
-    on_db rm "$MOUNT/flush-probe"
-    ((after - before >= 8))
+# fs_fsync NUMBER: so many small writes to the file system, each with an fsync.
+fs_fsync() {
+    on_db dd if=/dev/zero of="$MOUNT/fsync-probe" bs=4096 count="$1" oflag=dsync status=none
+    on_db rm "$MOUNT/fsync-probe"
 }
 
 pg_init() {
