@@ -53,7 +53,6 @@ impl Volume {
         let ticket = match std::mem::replace(&mut self.transition, Transition::None) {
             Transition::Claiming { ticket, .. } | Transition::Promoting { ticket } => ticket,
             Transition::Draining { ticket, .. }
-            | Transition::Closing { ticket }
             | Transition::Recording { ticket, .. }
             | Transition::Offering { ticket, .. } => Some(ticket),
             Transition::None | Transition::Ended => None,

@@ -56,10 +56,6 @@ pub(super) enum Transition {
         goal: Goal,
         until: Moment,
     },
-    /// Everything is stable and the links are down; the bitmaps are being written, before the end is recorded.
-    Closing {
-        ticket: Ticket,
-    },
     /// Being secondary, or the end, is being made durable.
     Recording {
         ticket: Ticket,
@@ -85,22 +81,24 @@ impl Transition {
     pub(super) fn is_final(self) -> bool {
         matches!(
             self,
-            Self::Ended
-                | Self::Closing { .. }
-                | Self::Draining { goal: Goal::Shutdown, .. }
-                | Self::Recording { goal: Goal::Shutdown, .. }
+            Self::Ended | Self::Draining { goal: Goal::Shutdown, .. } | Self::Recording { goal: Goal::Shutdown, .. }
         )
+    }
+
+    /// True when every request is done and no other will come.
+    pub(super) fn has_ended(self) -> bool {
+        matches!(self, Self::Ended | Self::Recording { goal: Goal::Shutdown, .. })
     }
 
     /// True while requests of clients wait.
     pub(super) fn holds_requests(self) -> bool {
-        matches!(self, Self::Draining { .. } | Self::Closing { .. } | Self::Recording { .. } | Self::Ended)
+        matches!(self, Self::Draining { .. } | Self::Recording { .. } | Self::Ended)
     }
 
     pub(super) fn deadline(self) -> Option<Moment> {
         match self {
             Self::Claiming { until, .. } | Self::Draining { until, .. } | Self::Offering { until, .. } => Some(until),
-            Self::None | Self::Promoting { .. } | Self::Closing { .. } | Self::Recording { .. } | Self::Ended => None,
+            Self::None | Self::Promoting { .. } | Self::Recording { .. } | Self::Ended => None,
         }
     }
 }
@@ -245,14 +243,21 @@ impl Volume {
                 self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
                 self.send(peer, Message::Claim { term }, None, out);
             }
-            None => self.take_role(ticket, term, out),
+            None => self.take_role(now, ticket, term, out),
         }
         Ok(())
     }
 
     /// Makes being primary at `term` durable.
-    fn take_role(&mut self, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
+    fn take_role(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
         self.transition = Transition::Promoting { ticket };
+        let greeting: Vec<PeerNo> = self
+            .peer_numbers()
+            .filter(|&p| self.peer(p).connection().is_some() && !matches!(self.peer(p).link, Link::Up { .. }))
+            .collect();
+        for peer in greeting {
+            self.drop_link(now, peer, "this node is becoming primary; both greet again".into(), out);
+        }
         let fresh = self.book.get().lineage.is_fresh();
         let good = matches!(self.disk(), DiskState::UpToDate) && !fresh;
         let left = self
@@ -359,9 +364,9 @@ impl Volume {
         });
     }
 
-    pub(super) fn granted(&mut self, granted: Term, out: &mut Effects) {
+    pub(super) fn granted(&mut self, now: Moment, granted: Term, out: &mut Effects) {
         match self.transition {
-            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(ticket, term, out),
+            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(now, ticket, term, out),
             _ => {}
         }
     }
@@ -372,6 +377,12 @@ impl Volume {
         match self.transition {
             Transition::Claiming { ticket, term, .. } if term == denied => {
                 self.transition = Transition::None;
+                if ticket.is_none() && rule == Rule::OldTerm {
+                    // The newer term came with the answer.
+                    self.try_to_resume(now, out);
+                    return;
+                }
+                self.resume &= rule != Rule::PeerIsPrimary;
                 let result =
                     Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
@@ -401,7 +412,7 @@ impl Volume {
         };
         match deny {
             Some(rule) => self.send(peer, Message::Deny { term, rule: rule.number() }, None, out),
-            None => self.take_role(None, term, out),
+            None => self.take_role(now, None, term, out),
         }
     }
 
@@ -481,7 +492,9 @@ impl Volume {
         match self.transition {
             Transition::Draining { ticket, goal, .. } => {
                 let open = self.requests.len() - self.held.len();
-                let quiet = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                let still = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
+                let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {
                     self.record_end(now, ticket, goal, quiet, out);
                 } else if overdue {
@@ -490,7 +503,6 @@ impl Volume {
                     self.stable_goal = self.log.last();
                 }
             }
-            Transition::Closing { ticket } if self.metadata_rests() => self.shut_down_when_recorded(ticket, true, out),
             Transition::Claiming { ticket, peer, .. } if overdue => {
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
@@ -515,6 +527,7 @@ impl Volume {
     }
 
     fn record_end(&mut self, now: Moment, ticket: Ticket, goal: Goal, quiet: bool, out: &mut Effects) {
+        self.transition = Transition::Recording { ticket, goal };
         if goal == Goal::Shutdown {
             for id in std::mem::take(&mut self.held) {
                 self.reply(id, Err(HostError::NotPrimary), None, out);
@@ -523,14 +536,8 @@ impl Volume {
                 self.send(peer, Message::Goodbye, None, out);
                 self.drop_link(now, peer, "this node shuts down".into(), out);
             }
-            if quiet {
-                // A clean end vouches for the bitmaps on the disk: they come first.
-                self.transition = Transition::Closing { ticket };
-            } else {
-                self.shut_down_when_recorded(ticket, false, out);
-            }
+            self.shut_down_when_recorded(quiet);
         } else {
-            self.transition = Transition::Recording { ticket, goal };
             let next = self.term().next();
             self.book.change_then(Then::Demoted, |superblock| {
                 superblock.was_primary = false;
@@ -541,22 +548,8 @@ impl Volume {
         }
     }
 
-    /// The disk was flushed, also of what an earlier life may have left in its cache, and no write of the bitmaps or the
-    /// activity log is due or under way.
-    fn metadata_rests(&self) -> bool {
-        let written = self.peers.iter().all(|peer| peer.bitmap.modified_count() == 0);
-        !self.local_ok
-            || (self.local.stable >= self.stable_goal && self.local_flush.is_none() && self.commits_rest() && written)
-    }
-
-    fn shut_down_when_recorded(&mut self, ticket: Ticket, quiet: bool, out: &mut Effects) {
-        self.transition = Transition::Recording { ticket, goal: Goal::Shutdown };
-        if !self.local_ok {
-            // There is nothing to record it on.
-            self.shut_down(out);
-            return;
-        }
-        let clean = quiet && self.continuity != Continuity::Lost;
+    fn shut_down_when_recorded(&mut self, quiet: bool) {
+        let clean = quiet && self.continuity != Continuity::Lost && self.local_ok;
         self.book.change_then(Then::ShutDown, |superblock| superblock.clean = clean);
     }
 
