@@ -113,9 +113,7 @@ impl Volume {
         if self.in_flight.is_held(held) {
             return Admission::Conflict;
         }
-        if self.log.len() + self.warming.len() >= self.config.limits.log_entries
-            || !self.backlog_has_room(now, segment.range.len())
-        {
+        if !self.log_has_room() || !self.backlog_has_room(now, segment.range.len()) {
             self.stable_goal = self.log.last();
             return Admission::NoRoom;
         }
@@ -140,6 +138,11 @@ impl Volume {
                 Admission::Warming
             }
         }
+    }
+
+    /// True when one more write, or block of a resync, finds a place in the log.
+    pub(super) fn log_has_room(&self) -> bool {
+        self.log.len() + self.warming.len() + self.runs_reading < self.config.limits.log_entries
     }
 
     /// What a writer of `range` keeps others out of: whole blocks, since a disk without smaller writes reads and
