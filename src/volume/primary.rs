@@ -96,14 +96,17 @@ impl Volume {
 
     /// Starts what waits and can, oldest first.
     pub(super) fn pump_waiting(&mut self, now: Moment, out: &mut Effects) {
-        while let Some(&segment) = self.waiting.front() {
+        // A launch may end at once and bring others back to the front: the one that is asked for is taken out first.
+        while let Some(segment) = self.waiting.pop_front() {
             match self.admit(now, segment, out) {
-                Admission::NoRoom => break,
+                Admission::NoRoom => {
+                    self.waiting.push_front(segment);
+                    break;
+                }
                 Admission::Launched => {}
                 Admission::Warming => self.warming.push_back(segment),
                 Admission::Conflict => self.conflicted.push_back(segment),
             }
-            self.waiting.pop_front();
         }
     }
 
