@@ -196,7 +196,7 @@ impl World {
             s.disk == DiskState::UpToDate && peer.replication == "established" && peer.out_of_sync_bytes == 0
         };
         let primaries = usize::from(a.role == Role::Primary) + usize::from(b.role == Role::Primary);
-        fine(&a) && fine(&b) && primaries == 1 && a.frozen.is_none() && b.frozen.is_none()
+        fine(&a) && fine(&b) && primaries == 1
     }
 
     /// Checker 7: everything is healed; it must come to rest in bounded time, identical, with nothing lost or kept.
