@@ -233,10 +233,11 @@ impl Volume {
         let Stage::Launched { seq, .. } = self.segments.get(id).stage else {
             unreachable!("only a launched segment is written");
         };
+        if result.is_err() || !self.local_ok {
+            // A disk that has failed meanwhile holds nothing that can be relied on, whatever it says of this write.
+            self.copy_lost(id);
+        }
         if let Err(error) = result {
-            if let Stage::Launched { copies, .. } = &mut self.segments.get_mut(id).stage {
-                *copies -= 1;
-            }
             self.fail_local(now, "write", error, out);
         }
         self.log.get_mut(seq).expect("a segment keeps its entry").local_written = true;
