@@ -44,6 +44,8 @@ impl World {
         let Some(snapshot) = self.nodes[node].snapshot(self.now) else { return };
         if snapshot.disk == DiskState::Failed {
             self.history.disk_lost(node);
+            // It does not know what it lacks when it comes back: only its peer may say that it is whole again.
+            self.operator.excluded[node] = true;
         }
         let peer = &snapshot.peers[0];
         let in_sync = !peer.base.is_some() && peer.replication == "established" && peer.out_of_sync_bytes == 0;
