@@ -1,7 +1,10 @@
 //! repblk: a replicated block device in user space.
 
 pub mod condition;
+pub mod dataplane;
 pub mod generation;
 pub mod meta;
+pub mod nbd;
 pub mod units;
+pub mod volume;
 pub mod wire;
