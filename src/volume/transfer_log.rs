@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use crate::units::{ByteRange, Seq};
+use crate::units::{ByteRange, PeerNo, Seq};
 use crate::volume::requests::SegmentId;
 
 /// How far one copy has come.
@@ -45,6 +45,8 @@ pub(crate) struct Entry {
     pub(crate) local_written: bool,
     /// Holds references in the activity log.
     pub(crate) logged: bool,
+    /// Sent by resync to this peer alone; holds its range until that peer has written it.
+    pub(crate) resync: Option<PeerNo>,
 }
 
 /// The log.
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     fn entry(at: u64) -> Entry {
-        Entry { range: ByteRange::new(at * 4096, 4096), segment: None, local_written: false, logged: true }
+        Entry { range: ByteRange::new(at * 4096, 4096), segment: None, local_written: false, logged: true, resync: None }
     }
 
     #[test]
