@@ -40,7 +40,11 @@ enum Work {
     Read(BufId),
     Write(BufSlice),
     /// The middle is being made a hole, with this mode; then the edges are written.
-    Hole { mode: libc::c_int, unmap: bool, middle: ByteRange },
+    Hole {
+        mode: libc::c_int,
+        unmap: bool,
+        middle: ByteRange,
+    },
     /// Zeros are being written.
     Zeros,
 }

@@ -10,6 +10,7 @@ use socket2::{Domain, Socket, TcpKeepalive};
 use super::outbox::Outbox;
 use super::pool::{Area, Pool};
 use super::receiver::{Received, Receiver};
+use crate::meta::Page;
 use crate::units::{BufId, ConnectionId, Moment, PeerNo, Term};
 use crate::volume::io::SendBody;
 use crate::wire::frame::{FrameHeader, HEADER_LEN};
@@ -24,10 +25,11 @@ const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A message that came whole.
 #[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) term: Term,
-    pub(super) message: Message,
-    pub(super) buf: Option<BufId>,
+pub(super) enum Incoming {
+    /// With its payload, if it has one.
+    Message { term: Term, message: Message, buf: Option<BufId> },
+    /// A bitmap page, out of the pool already.
+    Page { index: u64, page: Box<Page> },
 }
 
 /// A link.
@@ -128,7 +130,7 @@ impl Link {
                 if header.body_len == 0 {
                     let message = header.decode(&[]).map_err(|e| e.to_string())?;
                     // An empty body is no buffer, also for a message that may carry one.
-                    return Ok(Some(Incoming { term: header.term, message, buf: None }));
+                    return Ok(Some(Incoming::Message { term: header.term, message, buf: None }));
                 }
                 self.receiver.begin_body(pool, header.body_len, false);
                 self.awaited = Some(header);
@@ -137,13 +139,21 @@ impl Link {
         };
         let Some(buf) = self.receiver.take_body(pool) else { return Ok(None) };
         self.awaited = None;
-        let decoded = header.decode(pool.bytes(pool.whole(buf)));
-        let keep = decoded.as_ref().is_ok_and(Message::carries_payload);
-        if !keep {
+        let bytes = pool.bytes(pool.whole(buf));
+        let incoming = header.decode(bytes).map(|message| match message {
+            Message::BitmapPage { index } => {
+                let page = Box::new(bytes.try_into().expect("decoding checks the length"));
+                Incoming::Page { index, page }
+            }
+            message => {
+                let buf = message.carries_payload().then_some(buf);
+                Incoming::Message { term: header.term, message, buf }
+            }
+        });
+        if !matches!(incoming, Ok(Incoming::Message { buf: Some(_), .. })) {
             pool.release(buf);
         }
-        let message = decoded.map_err(|e| e.to_string())?;
-        Ok(Some(Incoming { term: header.term, message, buf: keep.then_some(buf) }))
+        incoming.map(Some).map_err(|e| e.to_string())
     }
 
     /// Queues a frame.
@@ -171,10 +181,7 @@ impl Link {
     pub(super) fn flush(&mut self, pool: &mut Pool) -> Result<usize, String> {
         let mut sent = 0;
         if !self.outbox.is_empty() && self.writable {
-            sent = self
-                .outbox
-                .flush(&self.socket, pool)
-                .map_err(|e| format!("sending to the peer failed: {e}"))?;
+            sent = self.outbox.flush(&self.socket, pool).map_err(|e| format!("sending to the peer failed: {e}"))?;
             self.writable = self.outbox.is_empty();
         }
         if self.outbox.queued() > QUEUED_MAX {

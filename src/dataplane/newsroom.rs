@@ -32,6 +32,15 @@ impl Newsroom {
         self.retry();
     }
 
+    /// Tells the last news. The thread is ending, so it waits for the daemon for once.
+    pub(super) fn last(mut self, news: News) {
+        self.kept.push_back(news);
+        for news in self.kept {
+            // Nobody to tell: the daemon is ending.
+            let _ = self.channel.blocking_send(news);
+        }
+    }
+
     /// Sends what was kept. True when something is still kept.
     pub(super) fn retry(&mut self) -> bool {
         while let Some(news) = self.kept.pop_front() {

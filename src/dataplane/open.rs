@@ -82,7 +82,9 @@ pub enum OpenError {
         source: LayoutError,
     },
     /// The metadata file is too short for the device.
-    #[error("{path}: the metadata area is {found} bytes long where {needed} are needed; it was cut off, or belongs to another device")]
+    #[error(
+        "{path}: the metadata area is {found} bytes long where {needed} are needed; it was cut off, or belongs to another device"
+    )]
     MetadataLength {
         /// Which.
         path: PathBuf,
@@ -253,8 +255,13 @@ fn open_locked(path: &Path, direct: bool, create: bool) -> Result<(File, bool), 
     }
     let exclusive = if is_device { libc::O_EXCL } else { 0 };
     let flags = exclusive | if direct { libc::O_DIRECT } else { 0 };
-    let file =
-        OpenOptions::new().read(true).write(true).create(create && !is_device).custom_flags(flags).open(path).map_err(refused)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create && !is_device)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(refused)?;
     let hint = "Is another repblk running for it?";
     match file.try_lock() {
         Ok(()) => {}

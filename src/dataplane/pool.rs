@@ -232,7 +232,10 @@ impl Pool {
     fn place(&self, slice: BufSlice) -> (usize, usize) {
         let slot = &self.slots[at(slice.buf.0)];
         assert!(slot.refs > 0, "{:?} is gone", slice.buf);
-        assert!(u64::from(slice.offset) + u64::from(slice.len) <= u64::from(slot.len), "a slice lies inside its buffer");
+        assert!(
+            u64::from(slice.offset) + u64::from(slice.len) <= u64::from(slot.len),
+            "a slice lies inside its buffer"
+        );
         (self.chunks[at(slot.chunk.0)].start + at(slot.offset) + at(slice.offset), at(slice.len))
     }
 

@@ -139,12 +139,19 @@ impl Session {
 
     /// True when the session could go on without anything happening outside.
     pub(super) fn has_work(&self) -> bool {
-        !self.queued_for_memory && self.may_ask() && (self.readable || self.receiver.has_window() || self.receiver.has_early())
+        !self.queued_for_memory
+            && self.may_ask()
+            && (self.readable || self.receiver.has_window() || self.receiver.has_early())
+    }
+
+    /// True when a receive needs fresh memory.
+    pub(super) fn needs_memory(&self) -> bool {
+        !self.receiver.holds_memory()
     }
 
     /// True when pool memory is held for bytes that this client has yet to send or to read.
-    pub(super) fn holds_memory(&self) -> bool {
-        self.receiver.holds_memory() || !self.outbox.is_empty()
+    pub(super) fn holds_up_memory(&self) -> bool {
+        (self.receiver.holds_memory() && !self.readable) || (!self.outbox.is_empty() && !self.writable)
     }
 
     /// True when everything the client asked before its goodbye is done.

@@ -190,13 +190,8 @@ pub(super) fn prefetch(file: &File, range: ByteRange) {
 /// Takes the open-file-description lock on the whole file. False when another open file holds it.
 pub(super) fn lock_description(file: &File) -> io::Result<bool> {
     let narrow = |n: libc::c_int| libc::c_short::try_from(n).expect("a small constant");
-    let lock = libc::flock {
-        l_type: narrow(libc::F_WRLCK),
-        l_whence: narrow(libc::SEEK_SET),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let lock =
+        libc::flock { l_type: narrow(libc::F_WRLCK), l_whence: narrow(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
     // SAFETY: `lock` is a valid flock structure that outlives the call.
     match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
         Ok(_) => Ok(true),
@@ -205,11 +200,14 @@ pub(super) fn lock_description(file: &File) -> io::Result<bool> {
     }
 }
 
+/// `_IO(0x12, 94)` of linux/fs.h.
+const BLKROGET: libc::Ioctl = 0x125e;
+
 /// True when the block device is set read-only.
 pub(super) fn block_device_is_read_only(file: &File) -> io::Result<bool> {
     let mut read_only: libc::c_int = 0;
     // SAFETY: BLKROGET writes one int.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKROGET, &mut read_only) })?;
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &mut read_only) })?;
     Ok(read_only != 0)
 }
 

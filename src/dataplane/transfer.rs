@@ -99,11 +99,13 @@ impl Transfer {
         }
         let (at, address, len) = self.job;
         let address = self.pointer(pool, address);
-        Advance::Run(if matches!(self.step, Step::Storing(..)) || (self.write && matches!(self.step, Step::Straight(_))) {
-            Job::Write { fd, at, address: address.cast_const(), len }
-        } else {
-            Job::Read { fd, at, address, len }
-        })
+        Advance::Run(
+            if matches!(self.step, Step::Storing(..)) || (self.write && matches!(self.step, Step::Straight(_))) {
+                Job::Write { fd, at, address: address.cast_const(), len }
+            } else {
+                Job::Read { fd, at, address, len }
+            },
+        )
     }
 
     /// The address as a pointer that may be used for what it points into.
@@ -111,7 +113,9 @@ impl Transfer {
         let base = match (self.step, self.memory) {
             (Step::Straight(_), Memory::Slice(slice)) => pool.address(slice),
             (Step::Straight(_) | Step::Ready, _) => (&raw const ZEROS.0).cast::<u8>().cast_mut(),
-            (Step::Fetching(_, chunk) | Step::Changed(_, chunk) | Step::Storing(_, chunk), _) => pool.chunk_address(chunk),
+            (Step::Fetching(_, chunk) | Step::Changed(_, chunk) | Step::Storing(_, chunk), _) => {
+                pool.chunk_address(chunk)
+            }
         };
         base.with_addr(address)
     }
