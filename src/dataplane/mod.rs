@@ -5,6 +5,8 @@ mod backend;
 mod buddy;
 mod effects;
 mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod link;
 pub mod mailbox;
 mod newsroom;

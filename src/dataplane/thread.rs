@@ -40,6 +40,8 @@ pub struct ThreadParams {
 pub fn start(params: ThreadParams, news: Sender<News>) -> io::Result<Mailbox> {
     let ThreadParams { name, volume, disk, volume_len, pool, spin } = params;
     assert!(volume_len <= disk.data_len(), "the daemon compares the superblock with the device");
+    let payload = usize::try_from(crate::nbd::constants::MAX_PAYLOAD).expect("32 MiB");
+    assert!(pool.clients >= payload && pool.reads >= payload, "the largest payload must fit");
     start_machine(name, volume, disk, volume_len, pool, spin, news)
 }
 
