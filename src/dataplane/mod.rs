@@ -17,6 +17,8 @@ mod receiver;
 mod ring;
 mod session;
 mod shell;
+#[cfg(test)]
+mod shell_tests;
 mod sync_queue;
 mod sys;
 mod thread;
