@@ -40,15 +40,34 @@ pub(super) enum Goal {
 pub(super) enum Transition {
     None,
     /// A peer's consent is awaited.
-    Claiming { ticket: Option<Ticket>, term: Term, peer: PeerNo, until: Moment },
+    Claiming {
+        ticket: Option<Ticket>,
+        term: Term,
+        peer: PeerNo,
+        until: Moment,
+    },
     /// Being primary is being made durable.
-    Promoting { ticket: Option<Ticket> },
+    Promoting {
+        ticket: Option<Ticket>,
+    },
     /// Requests are held; what is under way becomes stable.
-    Draining { ticket: Ticket, goal: Goal, until: Moment },
+    Draining {
+        ticket: Ticket,
+        goal: Goal,
+        until: Moment,
+    },
     /// Being secondary, or the end, is being made durable.
-    Recording { ticket: Ticket, goal: Goal },
+    Recording {
+        ticket: Ticket,
+        goal: Goal,
+    },
     /// The peer was asked to take over.
-    Offering { ticket: Ticket, term: Term, peer: PeerNo, until: Moment },
+    Offering {
+        ticket: Ticket,
+        term: Term,
+        peer: PeerNo,
+        until: Moment,
+    },
     /// The end is recorded: nothing happens any more.
     Ended,
 }
@@ -64,6 +83,11 @@ impl Transition {
             self,
             Self::Ended | Self::Draining { goal: Goal::Shutdown, .. } | Self::Recording { goal: Goal::Shutdown, .. }
         )
+    }
+
+    /// True when every request is done and no other will come.
+    pub(super) fn has_ended(self) -> bool {
+        matches!(self, Self::Ended | Self::Recording { goal: Goal::Shutdown, .. })
     }
 
     /// True while requests of clients wait.
@@ -97,8 +121,8 @@ impl Volume {
                 }
                 return;
             }
-            Command::Demote { disconnect_clients } => self.demote(now, ticket, disconnect_clients, out),
-            Command::Switchover => self.switchover(now, ticket, out),
+            Command::Demote { disconnect_clients } => self.demote(now, ticket, disconnect_clients),
+            Command::Switchover => self.switchover(now, ticket),
             Command::Shutdown => {
                 self.drain(now, ticket, Goal::Shutdown);
                 Ok(false)
@@ -135,10 +159,18 @@ impl Volume {
             return Err(refusal(Rule::AlreadyPrimary, "this node is primary already", "Nothing needs to be done"));
         }
         if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
-            return Err(refusal(Rule::Busy, "a change of role, the start, or the last writes of the old primary are still under way", "Ask again in a moment"));
+            return Err(refusal(
+                Rule::Busy,
+                "a change of role, the start, or the last writes of the old primary are still under way",
+                "Ask again in a moment",
+            ));
         }
         if !self.local_ok {
-            return Err(refusal(Rule::DiskFailed, "this node's disk failed", "Promote the other node, then replace the disk"));
+            return Err(refusal(
+                Rule::DiskFailed,
+                "this node's disk failed",
+                "Promote the other node, then replace the disk",
+            ));
         }
         for peer in &self.peers {
             let seen = peer.seen_within(now, HEARTBEAT_FRESH).map(|view| view.role);
@@ -167,25 +199,42 @@ impl Volume {
         let receiving = self.peers.iter().any(super::Peer::is_source);
         if receiving {
             let what = "this copy is being brought up to date from its peer";
-            return Err(refusal(Rule::Inconsistent, what, "Wait for the resync, or `repblk disconnect` first and then use --force"));
+            return Err(refusal(
+                Rule::Inconsistent,
+                what,
+                "Wait for the resync, or `repblk disconnect` first and then use --force",
+            ));
         }
         if force {
             return Ok(());
         }
         if self.book.get().lineage.is_fresh() {
             let what = "this copy never held data of this volume";
-            return Err(refusal(Rule::NoData, what, "Use --force on the one node whose present content shall become the volume's"));
+            return Err(refusal(
+                Rule::NoData,
+                what,
+                "Use --force on the one node whose present content shall become the volume's",
+            ));
         }
         let (rule, what) = match self.disk() {
             DiskState::UpToDate => return Ok(()),
             DiskState::Outdated => (Rule::Outdated, "this copy is known to lack acknowledged writes"),
             DiskState::Diverged => (Rule::Diverged, "this copy and the peer's went different ways"),
-            DiskState::Inconsistent | DiskState::Failed => (Rule::Inconsistent, "this copy is a mix of old and new blocks"),
+            DiskState::Inconsistent | DiskState::Failed => {
+                (Rule::Inconsistent, "this copy is a mix of old and new blocks")
+            }
         };
         Err(refusal(rule, what, "Promote the node with the good copy; --force here gives up what only that one has"))
     }
 
-    fn promote(&mut self, now: Moment, ticket: Option<Ticket>, force: bool, peer_is_down: bool, out: &mut Effects) -> Result<(), Refusal> {
+    fn promote(
+        &mut self,
+        now: Moment,
+        ticket: Option<Ticket>,
+        force: bool,
+        peer_is_down: bool,
+        out: &mut Effects,
+    ) -> Result<(), Refusal> {
         self.check_promote(now, force, peer_is_down)?;
         let term = self.term().next();
         let linked = self.peer_numbers().find(|&p| matches!(self.peer(p).link, Link::Up { .. }));
@@ -194,19 +243,26 @@ impl Volume {
                 self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
                 self.send(peer, Message::Claim { term }, None, out);
             }
-            None => self.take_role(ticket, term, out),
+            None => self.take_role(now, ticket, term, out),
         }
         Ok(())
     }
 
     /// Makes being primary at `term` durable.
-    fn take_role(&mut self, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
+    fn take_role(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
         self.transition = Transition::Promoting { ticket };
+        let greeting: Vec<PeerNo> = self
+            .peer_numbers()
+            .filter(|&p| self.peer(p).connection().is_some() && !matches!(self.peer(p).link, Link::Up { .. }))
+            .collect();
+        for peer in greeting {
+            self.drop_link(now, peer, "this node is becoming primary; both greet again".into(), out);
+        }
         let fresh = self.book.get().lineage.is_fresh();
         let good = matches!(self.disk(), DiskState::UpToDate) && !fresh;
-        let left = self.peer_numbers().any(|p| {
-            !matches!(self.peer(p).link, Link::Up { .. }) && !self.record(p).base.is_some()
-        });
+        let left = self
+            .peer_numbers()
+            .any(|p| !matches!(self.peer(p).link, Link::Up { .. }) && !self.record(p).base.is_some());
         if !good && !fresh {
             // The copy lacks writes that its current generation may stand for. It must not pass for their descendant.
             let next = self.mint();
@@ -218,7 +274,11 @@ impl Volume {
                     superblock.peers[slot].base = next;
                 }
             });
-            Self::note(format!("promoted by force: generation {next} starts from this copy; what it lacks is given up"), true, out);
+            Self::note(
+                format!("promoted by force: generation {next} starts from this copy; what it lacks is given up"),
+                true,
+                out,
+            );
         } else if fresh || left {
             self.leave_behind(None, "this node becomes primary without every peer", out);
         }
@@ -290,7 +350,11 @@ impl Volume {
         }
         if let Transition::Claiming { ticket, .. } = self.transition {
             self.transition = Transition::None;
-            let result = Err(refusal(Rule::PeerGoesFirst, "the peer asked at the same moment and goes first", "Look at `repblk status`"));
+            let result = Err(refusal(
+                Rule::PeerGoesFirst,
+                "the peer asked at the same moment and goes first",
+                "Look at `repblk status`",
+            ));
             out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
         }
         self.resume = false;
@@ -300,11 +364,10 @@ impl Volume {
         });
     }
 
-    pub(super) fn granted(&mut self, _now: Moment, _peer: PeerNo, granted: Term, out: &mut Effects) {
-        if let Transition::Claiming { ticket, term, .. } = self.transition {
-            if term == granted {
-                self.take_role(ticket, term, out);
-            }
+    pub(super) fn granted(&mut self, now: Moment, granted: Term, out: &mut Effects) {
+        match self.transition {
+            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(now, ticket, term, out),
+            _ => {}
         }
     }
 
@@ -314,7 +377,14 @@ impl Volume {
         match self.transition {
             Transition::Claiming { ticket, term, .. } if term == denied => {
                 self.transition = Transition::None;
-                let result = Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
+                if ticket.is_none() && rule == Rule::OldTerm {
+                    // The newer term came with the answer.
+                    self.try_to_resume(now, out);
+                    return;
+                }
+                self.resume &= rule != Rule::PeerIsPrimary;
+                let result =
+                    Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
             }
             Transition::Offering { ticket, term, .. } if term == denied => {
@@ -342,7 +412,7 @@ impl Volume {
         };
         match deny {
             Some(rule) => self.send(peer, Message::Deny { term, rule: rule.number() }, None, out),
-            None => self.take_role(None, term, out),
+            None => self.take_role(now, None, term, out),
         }
     }
 
@@ -359,12 +429,15 @@ impl Volume {
             }
             _ => {}
         }
-        if self.role == Role::Secondary && self.book.get().was_primary && !matches!(self.transition, Transition::Promoting { .. }) {
+        if self.role == Role::Secondary
+            && self.book.get().was_primary
+            && !matches!(self.transition, Transition::Promoting { .. })
+        {
             self.book.change(|superblock| superblock.was_primary = false);
         }
     }
 
-    fn demote(&mut self, now: Moment, ticket: Ticket, disconnect_clients: bool, _out: &mut Effects) -> Result<bool, Refusal> {
+    fn demote(&mut self, now: Moment, ticket: Ticket, disconnect_clients: bool) -> Result<bool, Refusal> {
         if self.role != Role::Primary {
             return Err(refusal(Rule::NotPrimary, "this node is not primary", "Nothing needs to be done"));
         }
@@ -382,7 +455,7 @@ impl Volume {
         Ok(false)
     }
 
-    fn switchover(&mut self, now: Moment, ticket: Ticket, _out: &mut Effects) -> Result<bool, Refusal> {
+    fn switchover(&mut self, now: Moment, ticket: Ticket) -> Result<bool, Refusal> {
         if self.role != Role::Primary {
             return Err(refusal(Rule::NotPrimary, "this node is not primary", "Run switchover on the primary node"));
         }
@@ -396,7 +469,11 @@ impl Volume {
                 return Err(refusal(Rule::PeerNotInSync, what, "Wait for the resync (`repblk resync --watch`)"));
             }
             _ => {
-                return Err(refusal(Rule::NotConnected, "the peer is not connected", "Bring the peer and its link up first"));
+                return Err(refusal(
+                    Rule::NotConnected,
+                    "the peer is not connected",
+                    "Bring the peer and its link up first",
+                ));
             }
         }
         self.drain(now, ticket, Goal::Switchover);
@@ -415,7 +492,9 @@ impl Volume {
         match self.transition {
             Transition::Draining { ticket, goal, .. } => {
                 let open = self.requests.len() - self.held.len();
-                let quiet = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                let still = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
+                let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {
                     self.record_end(now, ticket, goal, quiet, out);
                 } else if overdue {
@@ -427,7 +506,11 @@ impl Volume {
             Transition::Claiming { ticket, peer, .. } if overdue => {
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
-                let why = refusal(Rule::PeerSilent, format!("{name} did not answer"), "Look at `repblk status` there, and ask again");
+                let why = refusal(
+                    Rule::PeerSilent,
+                    format!("{name} did not answer"),
+                    "Look at `repblk status` there, and ask again",
+                );
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));
             }
             Transition::Offering { ticket, peer, .. } if overdue => self.offer_lost(ticket, peer, out),
@@ -497,7 +580,8 @@ impl Volume {
         let Transition::Recording { ticket, goal } = self.transition else { return };
         self.role = Role::Secondary;
         self.close_streams();
-        for peer in self.peer_numbers().filter(|&p| self.peer(p).is_target()) {
+        let targets: Vec<PeerNo> = self.peer_numbers().filter(|&p| self.peer(p).is_target()).collect();
+        for peer in targets {
             self.drop_link(now, peer, "this node is not primary any more; both greet again".into(), out);
         }
         let why = if goal == Goal::Switchover { "switchover" } else { "the operator asked" };
@@ -517,7 +601,11 @@ impl Volume {
             }
             (Goal::Switchover, None) => {
                 self.transition = Transition::None;
-                let why = refusal(Rule::NotConnected, "the peer was lost during the switchover; no node is primary", "Run `repblk promote` on one");
+                let why = refusal(
+                    Rule::NotConnected,
+                    "the peer was lost during the switchover; no node is primary",
+                    "Run `repblk promote` on one",
+                );
                 out.push(Effect::Answer { ticket, result: Err(why) });
             }
             (Goal::Demote | Goal::Shutdown, _) => {
@@ -544,7 +632,8 @@ impl Volume {
             Transition::Claiming { ticket, peer, .. } if peer == lost => {
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
-                let why = refusal(Rule::PeerSilent, format!("the link to {name} was lost while it was asked"), "Ask again");
+                let why =
+                    refusal(Rule::PeerSilent, format!("the link to {name} was lost while it was asked"), "Ask again");
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));
             }
             Transition::Offering { ticket, peer, .. } if peer == lost => self.offer_lost(ticket, peer, out),
@@ -554,7 +643,11 @@ impl Volume {
 
     fn resync(&mut self, now: Moment, full: bool, discard_local: bool, out: &mut Effects) -> Result<(), Refusal> {
         if discard_local && self.role == Role::Primary {
-            return Err(refusal(Rule::AlreadyPrimary, "this copy is being served", "Demote this node first, or give up the other copy"));
+            return Err(refusal(
+                Rule::AlreadyPrimary,
+                "this copy is being served",
+                "Demote this node first, or give up the other copy",
+            ));
         }
         if self.peers.is_empty() {
             return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
@@ -567,7 +660,11 @@ impl Volume {
             if full {
                 if self.role == Role::Secondary && self.peer(peer).role != Some(Role::Primary) && !discard_local {
                     let what = "without a primary it is not clear which copy is the good one";
-                    return Err(refusal(Rule::NoResyncPartner, what, "Promote the good one first, or use --discard-local here"));
+                    return Err(refusal(
+                        Rule::NoResyncPartner,
+                        what,
+                        "Promote the good one first, or use --discard-local here",
+                    ));
                 }
                 let slot = self.slot(peer);
                 self.peer_mut(peer).bitmap.set_all();
