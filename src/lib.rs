@@ -1,6 +1,7 @@
 //! repblk: a replicated block device in user space.
 
 pub mod condition;
+pub mod dataplane;
 pub mod generation;
 pub mod meta;
 pub mod nbd;
