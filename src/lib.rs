@@ -1,6 +1,7 @@
 //! repblk: a replicated block device in user space.
 
 pub mod condition;
+pub mod daemon;
 pub mod generation;
 pub mod units;
 pub mod wire;

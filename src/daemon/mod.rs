@@ -1,0 +1,3 @@
+//! Rank 4, shell.
+
+pub mod config;
