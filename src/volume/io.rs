@@ -3,6 +3,7 @@
 //! A shell turns system calls into [`Input`]s and [`Effect`]s into system calls. The rules between the two:
 //!
 //! - One input at a time; all its effects may run at once and in any order, but `Send`s to one peer keep their order.
+//! - Each [`Input::HostHere`] is followed by exactly one [`Input::HostGone`].
 //! - Each `op` of an effect is answered by exactly one [`Input::DiskDone`] or [`Input::MetaDone`].
 //! - Each [`Input::Host`] is answered by exactly one [`Effect::Reply`], unless [`Input::HostGone`] came for its session.
 //! - A buffer given to the machine is given back by exactly one [`Effect::Release`] or [`Effect::Reply`]. A `Send` or
@@ -41,7 +42,7 @@ pub enum HostOp {
     },
     /// Make every answered write stable. The range is empty.
     Flush,
-    /// The range is not needed any more.
+    /// The range is not needed any more; it reads as zeros afterwards, on both copies alike.
     Trim,
     /// The range becomes zero; `unmap` allows to free it.
     Zero {
@@ -65,6 +66,11 @@ pub enum Input {
         range: ByteRange,
         /// The write, trim or zero must be stable when it is answered.
         fua: bool,
+    },
+    /// A client finished its negotiation. Comes before its first request.
+    HostHere {
+        /// The connection.
+        session: SessionId,
     },
     /// A client's connection ended. What of its requests has not started is dropped; what has, finishes unanswered.
     HostGone {
@@ -182,6 +188,8 @@ pub enum Command {
     Resync {
         /// Everything.
         full: bool,
+        /// After a split brain, on the copy to be given up: overwrite its diverged blocks with the peer's.
+        discard_local: bool,
     },
     /// Suspend resync.
     Pause,
@@ -231,13 +239,6 @@ pub enum Effect {
         /// May deallocate.
         unmap: bool,
     },
-    /// Deallocate the range if the disk can; it must read as zeros afterwards, or be unchanged as a whole.
-    DiskTrim {
-        /// Answered by `DiskDone`.
-        op: OpId,
-        /// Bytes to trim.
-        range: ByteRange,
-    },
     /// Make everything written and completed so far stable.
     DiskFlush {
         /// Answered by `DiskDone`.
@@ -282,6 +283,8 @@ pub enum Effect {
         result: Result<(), HostError>,
         /// The data of a read.
         buf: Option<BufId>,
+        /// The rest of it, in order, when it was read from a peer piece by piece.
+        more: Vec<BufId>,
     },
     /// The machine does not need the buffer any more.
     Release(BufId),

@@ -4,7 +4,7 @@
 //! bitmap pages and the greeting have a body. Adding a message: a kind here, its golden vector in `tests/format`, its arm
 //! in `volume`, its row in `docs/protocol.md`.
 
-use crate::condition::{Continuity, DiskState, Role};
+use crate::condition::{Continuity, DiskState, Mode, Role};
 use crate::generation::Lineage;
 use crate::units::{ByteRange, DiskInstance, GenerationId, Seq, Term};
 use crate::wire::frame::{BODY_LEN_MAX, FrameError};
@@ -32,8 +32,12 @@ pub struct Greeting {
     pub role: Role,
     /// Highest term the sender has promised.
     pub term: Term,
-    /// The sender was primary when it stopped without order, and has not served since.
-    pub crashed_primary: bool,
+    /// How the sender acknowledges writes as primary.
+    pub mode: Mode,
+    /// The sender was the last primary, as far as it knows.
+    pub was_primary: bool,
+    /// The sender's operator gives up its copy after a split brain.
+    pub discard: bool,
     /// What may have been lost when the sender last stopped.
     pub continuity: Continuity,
 }
@@ -75,12 +79,17 @@ pub enum Message {
         /// Sent by resync, not by the host.
         resync: bool,
     },
-    /// Bytes are not needed any more. Reading them gives old data or zeros, the same on both copies.
+    /// Bytes are not needed any more; they read as zeros afterwards, on both copies alike.
     Trim {
         /// Place in the primary's stream.
         seq: Seq,
         /// Bytes trimmed.
         range: ByteRange,
+    },
+    /// The sender mirrors its writes from here on; the first has a greater number than `after`.
+    StreamStart {
+        /// Last number not part of the stream.
+        after: Seq,
     },
     /// Make everything up to `seq` stable. With `ordered`, apply nothing later before it is.
     Barrier {
@@ -233,6 +242,7 @@ const PAUSE: u16 = 24;
 const PING: u16 = 25;
 const PONG: u16 = 26;
 const GOODBYE: u16 = 27;
+const STREAM_START: u16 = 28;
 
 const FLAG_RESYNC: u16 = 1;
 const FLAG_UNMAP: u16 = 2;
@@ -250,7 +260,7 @@ impl Message {
             WRITE | READ_DONE => Some(BODY_LEN_MAX),
             BITMAP_PAGE => Some(BITMAP_PAGE_LEN),
             GREETING => Some(hello::BODY_LEN_MAX),
-            VERDICT | ZERO..=DISK_FAILED | BITMAP_END..=READ | CLAIM..=GOODBYE => Some(0),
+            VERDICT | ZERO..=DISK_FAILED | BITMAP_END..=READ | CLAIM..=STREAM_START => Some(0),
             _ => None,
         }
     }
@@ -307,6 +317,7 @@ impl Message {
             Self::Ping => of(PING, 0, [0; 3]),
             Self::Pong => of(PONG, 0, [0; 3]),
             Self::Goodbye => of(GOODBYE, 0, [0; 3]),
+            Self::StreamStart { after } => of(STREAM_START, 0, [after.0, 0, 0]),
         }
     }
 
@@ -384,6 +395,7 @@ impl Message {
             PING => Self::Ping,
             PONG => Self::Pong,
             GOODBYE => Self::Goodbye,
+            STREAM_START => Self::StreamStart { after: Seq(args[0]) },
             _ => return Err(bad("unknown kind")),
         })
     }
