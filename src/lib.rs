@@ -3,5 +3,6 @@
 pub mod condition;
 pub mod daemon;
 pub mod generation;
+pub mod meta;
 pub mod units;
 pub mod wire;
