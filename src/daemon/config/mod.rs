@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::condition::Mode;
+use crate::meta::superblock;
 
 pub use reader::ConfigError;
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_PATH: &str = "/etc/repblk/repblk.toml";
-/// Longest name of a cluster, node or volume, in bytes.
-pub const NAME_LEN_MAX: usize = 64;
+/// Longest name of a cluster, node or volume, in bytes: what the metadata can hold.
+pub const NAME_LEN_MAX: usize = superblock::NAME_LEN_MAX;
 /// Most nodes of a cluster.
 pub const NODES_MAX: usize = 4;
 /// Most volumes of a cluster: their heartbeats share one datagram.

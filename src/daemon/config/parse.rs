@@ -9,12 +9,14 @@ use toml::de::DeTable;
 use super::reader::{At, ConfigError, Document, Section};
 use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, check};
 use crate::condition::Mode;
+use crate::meta::activity_log::AL_SLOTS_MAX;
+use crate::meta::superblock::{AL_SLOTS_DEFAULT, AL_SLOTS_MIN};
 
 /// Longest path of a Unix socket, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
 const MIB: u64 = 1 << 20;
 
-const NAME: &str = "a name has 1 to 64 letters, digits, '-', '_' or '.', and starts with a letter or digit";
+const NAME: &str = "a name has 1 to 63 letters, digits, '-', '_' or '.', and starts with a letter or digit";
 const ADDRESS: &str = "it must be an IP address and a port, such as \"10.0.0.1:7789\" or \"[fd00::1]:7789\"";
 const PATH: &str = "it must be an absolute path";
 
@@ -94,7 +96,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
             ),
         );
     }
-    let slots = section.number("activity_log_slots", 1237, 7..=65_534);
+    let slots = section.number("activity_log_slots", AL_SLOTS_DEFAULT.into(), AL_SLOTS_MIN.into()..=AL_SLOTS_MAX.into());
     let pool = section.number("pool_mib", 64, 8..=4096);
     let spin = section.number("spin_us", 50, 0..=10_000);
     let direct = section.switch("direct", false);

@@ -76,7 +76,7 @@ fn every_wrong_value_says_what_would_be_right() {
         ("data =", "data = \"0.0.0.0:7789\"", "an IP address and a port"),
         ("control =", "control = \"repblk.sock\"", "an absolute path of at most 107 bytes"),
         ("nbd =", "nbd = [\"10.0.0.1:10809\"]", "\"unix:/absolute/path\" or \"tcp:IP:PORT\""),
-        ("cluster =", "cluster = \"a b\"", "a name has 1 to 64 letters"),
+        ("cluster =", "cluster = \"a b\"", "a name has 1 to 63 letters"),
     ];
     for (from, to, right) in cases {
         let (text, line) = with(from, to);
