@@ -62,7 +62,10 @@ const TABLE: &[Magic] = &[
 pub fn recognise(head: &[u8], tail: &[u8], device_len: u64) -> Option<Found> {
     let by_table = TABLE.iter().find(|m| head.get(m.offset..m.offset + m.bytes.len()) == Some(m.bytes));
     let by_table = by_table.map(|m| Found { what: m.what, len: (m.len)(head) });
-    by_table.or_else(|| zfs(head)).or_else(|| md_at_the_end(tail, device_len)).or_else(|| drbd_at_the_end(tail, device_len))
+    by_table
+        .or_else(|| zfs(head))
+        .or_else(|| md_at_the_end(tail, device_len))
+        .or_else(|| drbd_at_the_end(tail, device_len))
 }
 
 /// The name in "a file system called" of the bytes of an uberblock, in either byte order.

@@ -96,7 +96,8 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
             ),
         );
     }
-    let slots = section.number("activity_log_slots", AL_SLOTS_DEFAULT.into(), AL_SLOTS_MIN.into()..=AL_SLOTS_MAX.into());
+    let slots =
+        section.number("activity_log_slots", AL_SLOTS_DEFAULT.into(), AL_SLOTS_MIN.into()..=AL_SLOTS_MAX.into());
     let pool = section.number("pool_mib", 64, 8..=4096);
     let spin = section.number("spin_us", 50, 0..=10_000);
     let direct = section.switch("direct", false);
