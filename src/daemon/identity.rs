@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn identities_are_fixed_for_ever_and_differ() {
         // Written into metadata: a change here would part every existing pair.
-        assert_eq!(cluster_id("plant7").to_string(), "PINNED");
+        assert_eq!(cluster_id("plant7").to_string(), "e69e658ab94ee479ebcead97958d65a1");
         assert_ne!(volume_id("plant7", "mes"), volume_id("plant7", "mes2"));
         assert_ne!(volume_id("a", "bc"), volume_id("ab", "c"));
         assert_ne!(cluster_id("x").0, volume_id("x", "").0);

@@ -14,6 +14,7 @@ mod handle;
 mod heartbeat;
 mod hello_exchange;
 pub mod identity;
+pub mod init;
 mod links;
 pub mod logs;
 pub mod signature;
