@@ -16,7 +16,7 @@
 //!     12    4 entries of the window
 //!     16   16 reserved, zero
 //!     32  512 64 updates: slot 4, extent 4 (0xffffffff: the slot becomes empty)
-//!    544 3136 784 entries of the window: extent 4 (0xffffffff: empty)
+//!    544 3104 776 entries of the window: extent 4 (0xffffffff: empty)
 //! ```
 //! Transaction `s` of an epoch stands in page `s % AL_PAGES`.
 //!
@@ -53,9 +53,9 @@ use std::collections::BTreeSet;
 /// Changes of the slot table in one transaction, at most.
 pub const UPDATES_MAX: usize = 64;
 /// Entries of the slot table that each transaction repeats.
-pub const WINDOW_LEN: u32 = 784;
+pub const WINDOW_LEN: u32 = 776;
 /// Slots that the ring can carry: the needed run and the page being written fit it.
-pub const AL_SLOTS_MAX: u32 = 48_608;
+pub const AL_SLOTS_MAX: u32 = 48_112;
 
 const KIND: Kind = Kind { magic: u32::from_le_bytes(*b"RBA1"), version: 1 };
 const EMPTY: u32 = u32::MAX;
@@ -160,8 +160,9 @@ impl LogWriter {
     }
 }
 
-/// The pages of a new, empty log: epoch 0, which no superblock ever has.
-pub(super) fn blank_pages(instance: DiskInstance) -> impl Iterator<Item = MetaPage> {
+/// The pages of a new, empty log: epoch 0, which no superblock ever has. `format` writes them; written again when all
+/// that the log said is in stable bitmaps, they heal a damaged ring.
+pub fn blank_pages(instance: DiskInstance) -> impl Iterator<Item = MetaPage> {
     (0..wide(AL_PAGES)).map(move |sequence| page(instance, Stamp { epoch: 0, sequence }, PayloadWriter::new()))
 }
 
@@ -192,7 +193,7 @@ pub fn recover(zone: &[u8], instance: DiskInstance, al_epoch: u64, al_slots: u32
         }
     }
     let next_page = page_index(next.sequence);
-    if !seen[next_page].iter().any(|s| s.disproves(instance, next)) {
+    if !sectors::disprove(&seen[next_page], instance, next) {
         return Err(LogError::Damaged { page: next_page, sequence: next.sequence });
     }
     let run = u64::from(al_slots.div_ceil(WINDOW_LEN)) + 1;
@@ -216,7 +217,7 @@ pub fn recover(zone: &[u8], instance: DiskInstance, al_epoch: u64, al_slots: u32
 /// A sector of another instance, or one whose sequence belongs into another page of the ring, proves nothing here.
 fn inspect(instance: DiskInstance, index: usize, page: &Page) -> [Sector; SECTORS] {
     sectors::inspect(KIND, activity_log_page(index), page).map(|sector| match sector {
-        Sector::Intact { instance: i, stamp } if i == instance && page_index(stamp.sequence) == index => sector,
+        Sector::Intact { instance: i, stamp, .. } if i == instance && page_index(stamp.sequence) == index => sector,
         Sector::Intact { .. } | Sector::Newer { .. } | Sector::Damaged | Sector::Foreign => Sector::Damaged,
     })
 }

@@ -4,7 +4,7 @@
 //! what can be believed of them after a power loss; it must never know when they are written or who asks.
 //!
 //! Four zones make up the metadata area ([`layout`]): the two copies of the [`superblock`], the ring of the
-//! [`activity_log`], and one dirty [`bitmap`] for each peer slot. [`format`] makes the pages of a new area, [`recovery`]
+//! [`activity_log`], and one dirty [`bitmap`] for each peer slot. [`mod@format`] makes the pages of a new area, [`recovery`]
 //! reads an old one. The format is documented in `docs/disk_format.md` and pinned by golden images in `tests/format`.
 //!
 //! A page is the unit of writing and may be torn by a power loss: each of its 512-byte sectors is then old or new.

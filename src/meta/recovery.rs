@@ -5,7 +5,9 @@
 //! dirty, never clean, and leaves a [`Note`] for the operator.
 //!
 //! Recovery changes nothing on disk and may be repeated. The caller then writes the modified bitmap pages, and when they
-//! are stable a superblock with the next activity-log epoch; only that forgets the old log.
+//! are stable a superblock with the next activity-log epoch; only that forgets the old log. After [`Note::LogUnusable`]
+//! it also writes [`activity_log::blank_pages`], when the bitmaps are stable and before that superblock, so that the damage
+//! does not outlive this attach.
 
 use crate::condition::Continuity;
 use crate::meta::activity_log::{self, LogError};

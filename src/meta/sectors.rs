@@ -14,13 +14,16 @@
 //!     24    8 offset of this sector from the start of the metadata area
 //!     32    8 epoch     \ the stamp: the same in all eight sectors
 //!     40    8 sequence  / of one write
-//!     48  460 payload
+//!     48    4 CRC-32 of the whole page's payload: the same in all eight sectors of one write
+//!     52  456 payload
 //!    508    4 CRC-32 of bytes 0..508
 //! ```
 //! Place and size of magic, version and CRC hold for all versions to come, so that an older program can say what it met.
 //!
-//! From this follows the rule that recovery rests on: *when a write completed, all eight sectors carry its stamp; one
-//! intact sector with another stamp proves that it did not complete.*
+//! From this follows the rule that recovery rests on: *when a write completed, all eight sectors carry its stamp and its
+//! payload's CRC; one intact sector with another stamp, or two with different CRCs, prove that it did not complete.* The
+//! CRC of the payload tells two tries of one update apart: a sequence number is used again when its first try was lost
+//! in a power loss, and a page mixed of both tries is no superblock.
 
 use crate::meta::{PAGE_LEN, Page, wide};
 use crate::units::{DiskInstance, SECTOR_SIZE};
@@ -35,10 +38,11 @@ const OFF_INSTANCE: usize = OFF_RESERVED + 2;
 const OFF_OFFSET: usize = OFF_INSTANCE + 16;
 const OFF_EPOCH: usize = OFF_OFFSET + 8;
 const OFF_SEQUENCE: usize = OFF_EPOCH + 8;
-const OFF_PAYLOAD: usize = OFF_SEQUENCE + 8;
+const OFF_PAGE_CRC: usize = OFF_SEQUENCE + 8;
+const OFF_PAYLOAD: usize = OFF_PAGE_CRC + 4;
 const OFF_CRC: usize = OFF_PAYLOAD + SHARE_LEN;
 /// Payload bytes of one sector.
-const SHARE_LEN: usize = 460;
+const SHARE_LEN: usize = 456;
 /// Payload bytes of a page.
 pub(super) const PAYLOAD_LEN: usize = SECTORS * SHARE_LEN;
 
@@ -66,7 +70,7 @@ pub(super) struct Stamp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sector {
     /// Intact, in its place, written by this disk instance under this stamp.
-    Intact { instance: DiskInstance, stamp: Stamp },
+    Intact { instance: DiskInstance, stamp: Stamp, page_crc: u32 },
     /// Intact, but of a version that this program does not know.
     Newer { version: u16 },
     /// Begins with the zone's magic and proves nothing: damaged, or it belongs elsewhere.
@@ -75,11 +79,19 @@ pub(super) enum Sector {
     Foreign,
 }
 
-impl Sector {
-    /// True when this sector disproves that the write of `instance` under `stamp` completed here.
-    pub(super) fn disproves(self, instance: DiskInstance, stamp: Stamp) -> bool {
-        matches!(self, Self::Intact { instance: i, stamp: s } if i != instance || s != stamp)
+/// True when the sectors of a page prove that the write of `instance` under `stamp` did not complete there.
+pub(super) fn disprove(sectors: &[Sector; SECTORS], instance: DiskInstance, stamp: Stamp) -> bool {
+    let mut crcs = [None; SECTORS];
+    for (sector, crc) in sectors.iter().zip(&mut crcs) {
+        match *sector {
+            Sector::Intact { instance: i, stamp: s, .. } if i != instance || s != stamp => return true,
+            Sector::Intact { page_crc, .. } => *crc = Some(page_crc),
+            Sector::Newer { .. } | Sector::Damaged | Sector::Foreign => {}
+        }
     }
+    let mut crcs = crcs.into_iter().flatten();
+    let first = crcs.next();
+    crcs.any(|crc| Some(crc) != first)
 }
 
 /// Makes the page of one write.
@@ -91,6 +103,7 @@ pub(super) fn seal(
     payload: &[u8; PAYLOAD_LEN],
 ) -> Box<Page> {
     let mut page = Box::new([0u8; PAGE_LEN]);
+    let page_crc = crc32fast::hash(payload);
     for (i, (sector, share)) in page.chunks_exact_mut(SECTOR_LEN).zip(payload.chunks_exact(SHARE_LEN)).enumerate() {
         let offset = page_offset + wide(i) * SECTOR_SIZE;
         sector[..OFF_VERSION].copy_from_slice(&kind.magic.to_le_bytes());
@@ -98,7 +111,8 @@ pub(super) fn seal(
         sector[OFF_INSTANCE..OFF_OFFSET].copy_from_slice(&instance.0.to_le_bytes());
         sector[OFF_OFFSET..OFF_EPOCH].copy_from_slice(&offset.to_le_bytes());
         sector[OFF_EPOCH..OFF_SEQUENCE].copy_from_slice(&stamp.epoch.to_le_bytes());
-        sector[OFF_SEQUENCE..OFF_PAYLOAD].copy_from_slice(&stamp.sequence.to_le_bytes());
+        sector[OFF_SEQUENCE..OFF_PAGE_CRC].copy_from_slice(&stamp.sequence.to_le_bytes());
+        sector[OFF_PAGE_CRC..OFF_PAYLOAD].copy_from_slice(&page_crc.to_le_bytes());
         sector[OFF_PAYLOAD..OFF_CRC].copy_from_slice(share);
         let crc = crc32fast::hash(&sector[..OFF_CRC]);
         sector[OFF_CRC..].copy_from_slice(&crc.to_le_bytes());
@@ -135,18 +149,19 @@ fn inspect_sector(kind: Kind, offset: u64, bytes: &[u8]) -> Sector {
             epoch: u64::from_le_bytes(field(bytes, OFF_EPOCH)),
             sequence: u64::from_le_bytes(field(bytes, OFF_SEQUENCE)),
         },
+        page_crc: u32::from_le_bytes(field(bytes, OFF_PAGE_CRC)),
     }
 }
 
 /// Instance and stamp of a page whose eight sectors are intact and of one write.
 pub(super) fn whole(sectors: &[Sector; SECTORS]) -> Option<(DiskInstance, Stamp)> {
     match sectors[0] {
-        Sector::Intact { instance, stamp } if sectors.iter().all(|s| *s == sectors[0]) => Some((instance, stamp)),
+        Sector::Intact { instance, stamp, .. } if sectors.iter().all(|s| *s == sectors[0]) => Some((instance, stamp)),
         _ => None,
     }
 }
 
-/// The payload of a page that is [`whole`].
+/// The payload of a page that is [`whole`]. Its CRC was compared sector by sector.
 pub(super) fn payload(page: &Page) -> Box<[u8; PAYLOAD_LEN]> {
     let mut payload = Box::new([0u8; PAYLOAD_LEN]);
     for (share, sector) in payload.chunks_exact_mut(SHARE_LEN).zip(page.chunks_exact(SECTOR_LEN)) {

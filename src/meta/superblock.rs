@@ -226,9 +226,9 @@ impl Superblock {
     /// The newest whole superblock of the two copies.
     ///
     /// The update of a superblock completes before anything relies on it, and completes with all eight sectors. So when
-    /// one copy is not whole, an intact sector in it that is *not* of the chosen superblock's successor proves that no
-    /// successor completed: the copy was being written, or it rotted while it was the older one. Without such a sector
-    /// the answer is `in_doubt`.
+    /// one copy is not whole, an intact sector in it that is *not* of the chosen superblock's successor (or two of
+    /// different tries) proves that no successor completed: the copy was being written, or it rotted while it was the
+    /// older one. Without such proof the answer is `in_doubt`.
     ///
     /// # Errors
     /// When no copy is usable, a newer program wrote one, or they belong to different disk instances.
@@ -253,7 +253,7 @@ impl Superblock {
     fn chosen_beside(self, other: &Page, copy: usize) -> Choice {
         let successor = Stamp { epoch: 0, sequence: self.sequence + 1 };
         let seen = sectors::inspect(KIND, Layout::superblock_offset(copy), other);
-        let in_doubt = !seen.iter().any(|s| s.disproves(self.instance, successor));
+        let in_doubt = !sectors::disprove(&seen, self.instance, successor);
         Choice { superblock: self, in_doubt }
     }
 

@@ -404,3 +404,50 @@ fn accepted<T>(parsed: Result<T, &'static str>, to: &mut OptionReplies<'_>) -> O
 fn found(export: Result<ExportInfo, ExportRefusal>, to: &mut OptionReplies<'_>) -> Option<ExportInfo> {
     export.map_err(|refusal| to.error(refusal.code.reply_type(), &refusal.message)).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::export::ExportListing;
+    use super::*;
+
+    struct Nothing;
+
+    impl Exports for Nothing {
+        fn find(&self, _: &[u8]) -> Result<ExportInfo, ExportRefusal> {
+            unreachable!("no option here names an export")
+        }
+        fn list(&self) -> Vec<ExportListing> {
+            Vec::new()
+        }
+        fn shutting_down(&self) -> bool {
+            false
+        }
+    }
+
+    fn begin(option: u32, length: usize) -> Negotiation {
+        let mut out = Vec::new();
+        let mut negotiation = Negotiation::start(&mut out);
+        let length = u32::try_from(length).expect("short");
+        let header = [b"IHAVEOPT", &option.to_be_bytes()[..], &length.to_be_bytes()].concat();
+        let progress = negotiation.receive(&[&[0, 0, 0, 1], &header[..]].concat(), &Nothing, &mut out);
+        assert_eq!(progress.consumed, 20);
+        negotiation
+    }
+
+    #[test]
+    fn an_announcement_claims_no_memory() {
+        let mut negotiation = begin(constants::OPT_GO, OPTION_DATA_MAX);
+        assert_eq!(negotiation.wanted(), OPTION_DATA_MAX);
+        negotiation.receive(&[0; 100], &Nothing, &mut Vec::new());
+        assert!(negotiation.kept.capacity() < 1000, "{} bytes for 100", negotiation.kept.capacity());
+    }
+
+    #[test]
+    fn drained_data_is_not_kept() {
+        for (option, length) in [(constants::OPT_GO, OPTION_DATA_MAX + 1), (4711, 9000), (constants::OPT_LIST, 9000)] {
+            let mut negotiation = begin(option, length);
+            negotiation.receive(&[0; 8000], &Nothing, &mut Vec::new());
+            assert_eq!((negotiation.kept.len(), negotiation.missing), (0, length - 8000), "option {option}");
+        }
+    }
+}

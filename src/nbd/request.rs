@@ -37,13 +37,13 @@ pub fn header_len(mode: Mode) -> usize {
 
 impl Header {
     /// Bytes that follow the header under `mode` and are to be consumed, also when the request is refused.
+    ///
+    /// A write always carries its data. The extension has clients say so by the flag `PAYLOAD_LEN`, but QEMU's client
+    /// leaves the flag out and sends the data all the same, and its server takes both; so does this one.
     #[must_use]
     pub fn payload_len(&self, mode: Mode) -> u64 {
-        let carries = match mode {
-            Mode::Simple | Mode::Structured => self.command == c::CMD_WRITE,
-            Mode::Extended => self.flags & c::CMD_FLAG_PAYLOAD_LEN != 0,
-        };
-        if carries { self.length } else { 0 }
+        let flagged = mode == Mode::Extended && self.flags & c::CMD_FLAG_PAYLOAD_LEN != 0;
+        if flagged || self.command == c::CMD_WRITE { self.length } else { 0 }
     }
 
     /// Where a reply to this request goes.
@@ -225,11 +225,10 @@ pub fn validate(terms: &Terms, header: &Header) -> Result<Request, Reject> {
 
 /// Refuses unknown commands, flags that do not belong to the command, and a payload where none belongs.
 fn check_flags(terms: &Terms, header: &Header) -> Result<(), Reject> {
-    let extended = terms.mode == Mode::Extended;
     let own = match header.command {
         c::CMD_READ if terms.mode == Mode::Simple => 0,
         c::CMD_READ => c::CMD_FLAG_DF,
-        c::CMD_WRITE if extended => c::CMD_FLAG_PAYLOAD_LEN,
+        c::CMD_WRITE if terms.mode == Mode::Extended => c::CMD_FLAG_PAYLOAD_LEN,
         c::CMD_WRITE | c::CMD_FLUSH | c::CMD_TRIM | c::CMD_CACHE => 0,
         c::CMD_WRITE_ZEROES if terms.fast_zero => c::CMD_FLAG_NO_HOLE | c::CMD_FLAG_FAST_ZERO,
         c::CMD_WRITE_ZEROES => c::CMD_FLAG_NO_HOLE,
@@ -238,9 +237,6 @@ fn check_flags(terms: &Terms, header: &Header) -> Result<(), Reject> {
     };
     if header.flags & !(own | c::CMD_FLAG_FUA) != 0 {
         return reject(NbdError::Invalid, "a flag is unknown, not announced, or not for this command");
-    }
-    if extended && header.command == c::CMD_WRITE && header.flags & c::CMD_FLAG_PAYLOAD_LEN == 0 {
-        return reject(NbdError::Invalid, "a write under extended headers needs the flag PAYLOAD_LEN");
     }
     Ok(())
 }

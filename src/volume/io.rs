@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use crate::condition::{DiskState, Mode, Role};
-use crate::meta::MetaPage;
+use crate::meta::{MetaPage, Page};
 use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, OpId, PeerNo, SessionId, Term, Ticket};
 use crate::volume::rule::Rule;
 use crate::wire::Message;
@@ -94,10 +94,21 @@ pub enum Input {
         connection: ConnectionId,
         /// The term in its frame.
         term: Term,
-        /// The message.
+        /// The message; never a [`Message::BitmapPage`].
         message: Message,
         /// Its payload, if it carries one.
         buf: Option<BufId>,
+    },
+    /// A [`Message::BitmapPage`] came in: it is no payload for the disk, so the machine takes its bytes.
+    PeerPage {
+        /// From whom.
+        peer: PeerNo,
+        /// On which link.
+        connection: ConnectionId,
+        /// Index of the page.
+        index: u64,
+        /// The page.
+        page: Box<Page>,
     },
     /// A link ended, or never really began.
     LinkDown {
@@ -305,7 +316,7 @@ pub enum SendBody {
     /// From the pool.
     Slice(BufSlice),
     /// A bitmap page.
-    Page(Box<[u8; crate::wire::message::BITMAP_PAGE_LEN]>),
+    Page(Box<Page>),
 }
 
 /// Why a client's request failed.

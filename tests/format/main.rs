@@ -1,5 +1,12 @@
-//! The formats, byte for byte: golden transcripts and properties, in one binary.
+//! The formats, from outside: golden images and transcripts, round trips, and every way in which bytes can be wrong.
 
+mod golden;
+mod meta_activity_log;
+mod meta_bitmap;
+mod meta_golden;
+mod meta_recovery;
+mod meta_superblock;
+mod meta_values;
 mod nbd_negotiation;
 mod nbd_replies;
 mod nbd_requests;

@@ -1,0 +1,142 @@
+//! The local disk is lost.
+//!
+//! A failed write or flush, of data or metadata, is a failed disk; it is never tried again (after a failed fsync the
+//! kernel may have dropped what was dirty). What follows depends on the role:
+//!
+//! - A primary with an equal peer goes on with the peer's disk. First the peer records, durably, a new generation and
+//!   that this copy needs every block; until it says so, nothing more is acknowledged. So the failed copy can never pass for a good one.
+//! - A primary without such a peer answers errors: no copy is left that could serve.
+//! - A secondary tells the primary and parts.
+
+use crate::condition::{DiskState, Role};
+use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo};
+use crate::volume::book::Then;
+use crate::volume::io::{BufSlice, DiskError, Effect, SendBody};
+use crate::volume::peer::Sync;
+use crate::volume::{Effects, Volume};
+use crate::wire::Message;
+
+impl Volume {
+    pub(super) fn fail_local(&mut self, now: Moment, what: &str, error: DiskError, out: &mut Effects) {
+        if !self.local_ok {
+            return;
+        }
+        self.local_ok = false;
+        let old = self.disk();
+        // The metadata may be on the failed disk, and a commit may be under way; nothing is written to it any more.
+        self.book.change_in_memory(|superblock| superblock.disk = DiskState::Failed);
+        self.book.abandon();
+        Self::changed("disk", old, DiskState::Failed, format!("{what} failed: {error}; replace the disk and run `repblk init` on it"), out);
+        self.give_stream_up(out);
+        let errno = u32::try_from(error.errno).unwrap_or(0);
+        match self.role {
+            Role::Secondary => {
+                for peer in self.peer_numbers() {
+                    self.send(peer, Message::DiskFailed { errno }, None, out);
+                    self.drop_link(now, peer, "this node's disk failed".into(), out);
+                }
+                self.abort_transition(out);
+            }
+            Role::Primary => self.detach(now, out),
+        }
+        self.launch_warmed(now, out);
+    }
+
+    fn abort_transition(&mut self, out: &mut Effects) {
+        use super::roles::Transition;
+        let ticket = match std::mem::replace(&mut self.transition, Transition::None) {
+            Transition::Claiming { ticket, .. } | Transition::Promoting { ticket } => ticket,
+            Transition::Draining { ticket, .. } | Transition::Recording { ticket, .. } | Transition::Offering { ticket, .. } => {
+                Some(ticket)
+            }
+            Transition::None | Transition::Ended => None,
+        };
+        let refused = super::io::Refusal {
+            rule: super::rule::Rule::DiskFailed,
+            what: "this node's disk failed meanwhile".into(),
+            way_out: "Promote the other node, then replace the disk".into(),
+        };
+        out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(refused) }));
+    }
+
+    /// A primary goes on without its own disk, or ends.
+    fn detach(&mut self, now: Moment, out: &mut Effects) {
+        for peer in self.peer_numbers() {
+            let equal = matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::SourceConfirming));
+            if !equal || self.detaching.is_some() {
+                self.drop_link(now, peer, "this node's disk failed before the peer had everything".into(), out);
+                continue;
+            }
+            let generation = self.mint();
+            self.book.change_in_memory(|superblock| superblock.lineage.advance(generation));
+            self.detaching = Some((peer, generation));
+            self.send(peer, Message::Detached { generation }, None, out);
+        }
+        if self.detaching.is_none() {
+            Self::note("no copy is left that can serve: clients get errors until a disk is back", true, out);
+        }
+    }
+
+    /// The primary lost its disk: what it had is recorded as behind, and this copy as the newest.
+    pub(super) fn peer_detached(&mut self, now: Moment, peer: PeerNo, generation: GenerationId, out: &mut Effects) {
+        if !self.peer(peer).is_even() || self.role == Role::Primary || !generation.is_some() {
+            self.drop_link(now, peer, "protocol error: it lost a disk that did not count".into(), out);
+            return;
+        }
+        let slot = self.slot(peer);
+        self.peer_mut(peer).disk = Some(DiskState::Failed);
+        self.peer_mut(peer).bitmap.set_all();
+        let old = self.book.get().lineage.current;
+        if generation == old {
+            return;
+        }
+        self.book.change_then(Then::PeerDetached(peer, generation), |superblock| {
+            superblock.peers[slot].base = old;
+            superblock.peers[slot].full = true;
+            superblock.lineage.advance(generation);
+        });
+        let name = self.peer(peer).name.clone();
+        Self::changed("generation", old, generation, format!("{name} lost its disk and goes on with this one"), out);
+    }
+
+    /// The peer has recorded it: what waited for the lost disk needs to wait no more.
+    pub(super) fn detached_done(&mut self, peer: PeerNo, generation: GenerationId, out: &mut Effects) {
+        if self.detaching == Some((peer, generation)) {
+            self.detaching = None;
+            self.release_detached(out);
+        }
+    }
+
+    fn release_detached(&mut self, out: &mut Effects) {
+        for segment in std::mem::take(&mut self.detach_waiting) {
+            self.share_done(segment, out);
+        }
+    }
+
+    /// The peer is lost before it has recorded it: no copy is left.
+    pub(super) fn detach_lost(&mut self, _now: Moment, peer: PeerNo, out: &mut Effects) {
+        if self.detaching.is_some_and(|(to, _)| to == peer) {
+            self.detaching = None;
+            self.release_detached(out);
+        }
+    }
+
+    /// Answers a read of a primary without a disk.
+    pub(super) fn answer_peer_read(
+        &mut self,
+        (peer, connection): (PeerNo, ConnectionId),
+        (id, len): (u64, u32),
+        result: Result<Option<BufId>, DiskError>,
+        out: &mut Effects,
+    ) {
+        let (errno, buf) = match result {
+            Ok(buf) => (0, buf),
+            Err(error) => (u32::try_from(error.errno).unwrap_or(5).max(1), None),
+        };
+        if self.peer(peer).connection() == Some(connection) {
+            let body = buf.map(|buf| SendBody::Slice(BufSlice { buf, offset: 0, len }));
+            self.send(peer, Message::ReadDone { id, errno }, body, out);
+        }
+        Self::release(buf, out);
+    }
+}

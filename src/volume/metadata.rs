@@ -1,0 +1,252 @@
+//! Commits of the metadata: superblock, activity log, bitmap pages; and the routing of what completes.
+//!
+//! At most one commit of each kind is under way, so that no page is ever written twice at once. Orders that matter:
+//!
+//! - attach: modified bitmap pages, then the superblock with a new activity-log epoch; only then the first transaction;
+//! - eviction from the activity log: the bitmap pages of what is evicted, then the transaction;
+//! - a record's `full` mark is taken away when every page of its bitmap is durable.
+
+use std::time::Duration;
+
+use crate::condition::{Continuity, DiskState};
+use crate::meta::{MetaPage, activity_log};
+use crate::units::{Moment, OpId};
+use crate::volume::book::Then;
+use crate::volume::io::{DiskError, Effect};
+use crate::volume::peer::Link;
+use crate::volume::{Effects, Op, Volume};
+
+/// The activity log's commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LogCommit {
+    /// None.
+    Idle,
+    /// A transaction is being written.
+    Writing,
+}
+
+/// Bitmap pages in one commit.
+const PAGES_MAX: usize = 64;
+/// Modified bitmap pages of a connected peer are written this often.
+const BITMAP_INTERVAL: Duration = Duration::from_secs(2);
+
+impl Volume {
+    /// Makes durable that this node has the disk, before anything else happens.
+    pub(super) fn attach(&mut self, now: Moment, out: &mut Effects) {
+        if self.attached || self.attaching || !self.local_ok {
+            return;
+        }
+        if self.bitmap_commit.is_some() || self.commit_bitmaps(now, |_| true, out) {
+            return;
+        }
+        self.attaching = true;
+        for text in std::mem::take(&mut self.notes) {
+            Self::note(text, true, out);
+        }
+        // Until a peer has made good what may have been lost, an orderly end in between must not hide it.
+        let boot = if self.continuity == Continuity::Lost { 0 } else { self.config.boot };
+        self.book.change_then(Then::Attached, |superblock| {
+            superblock.al_epoch += 1;
+            superblock.clean = false;
+            superblock.boot = boot;
+        });
+    }
+
+    /// Starts the commits that are due.
+    pub(super) fn pump_metadata(&mut self, now: Moment, out: &mut Effects) {
+        if !self.local_ok {
+            return;
+        }
+        if self.attached {
+            self.pump_log_commit(now, out);
+            self.pump_bitmaps(now, out);
+        }
+        self.pump_superblock(out);
+    }
+
+    fn pump_superblock(&mut self, out: &mut Effects) {
+        if self.book.is_settled() {
+            return;
+        }
+        let ops = &mut self.ops;
+        if let Some((op, page)) = self.book.next_commit(|| OpId(u64::from(ops.insert(Op::Superblock)))) {
+            out.push(Effect::MetaCommit { op, pages: vec![page] });
+        }
+    }
+
+    fn pump_log_commit(&mut self, now: Moment, out: &mut Effects) {
+        if self.log_commit != LogCommit::Idle || !self.hot.has_waiting() {
+            return;
+        }
+        let evicted: Vec<_> =
+            self.hot.waiting(activity_log::UPDATES_MAX).iter().filter_map(|change| change.old).collect();
+        let ranges: Vec<_> = evicted.into_iter().map(|extent| self.hot.range_of(extent, self.data_len)).collect();
+        let touched = |page: u64, peer: &super::Peer| {
+            ranges.iter().any(|&range| peer.bitmap.modified_in(range).contains(&page))
+        };
+        let needed = self.peers.iter().any(|peer| (0..peer.bitmap.disk_pages()).any(|page| touched(page, peer)));
+        if needed || self.bitmap_commit.is_some() {
+            if self.bitmap_commit.is_none() {
+                let wanted: Vec<Vec<u64>> = self
+                    .peers
+                    .iter()
+                    .map(|peer| ranges.iter().flat_map(|&range| peer.bitmap.modified_in(range)).collect())
+                    .collect();
+                self.commit_bitmaps(now, |(peer, page)| wanted[peer].contains(&page), out);
+            }
+            return;
+        }
+        let updates: Vec<_> = self
+            .hot
+            .begin_commit(activity_log::UPDATES_MAX)
+            .iter()
+            .map(|change| (change.slot, Some(change.new)))
+            .collect();
+        let page = self.log_writer.transaction(&updates);
+        self.log_commit = LogCommit::Writing;
+        let op = self.begin(Op::LogCommit);
+        out.push(Effect::MetaCommit { op, pages: vec![page] });
+    }
+
+    /// Writes modified bitmap pages of the peers for which it is worth it now.
+    fn pump_bitmaps(&mut self, now: Moment, out: &mut Effects) {
+        if self.bitmap_commit.is_some() {
+            return;
+        }
+        let urgent: Vec<bool> = self.peer_numbers().map(|p| self.wants_bitmap(p, now)).collect();
+        if urgent.contains(&true) {
+            self.commit_bitmaps(now, |(peer, _)| urgent[peer], out);
+        }
+        self.drop_full_marks();
+    }
+
+    fn wants_bitmap(&self, peer: crate::units::PeerNo, now: Moment) -> bool {
+        let link = self.peer(peer);
+        if link.bitmap.modified_count() == 0 {
+            return false;
+        }
+        let up = matches!(link.link, Link::Up { .. });
+        let ending = matches!(self.transition, super::Transition::Recording { .. });
+        ending || (up && self.record(peer).full) || (up && now.since(self.bitmaps_flushed) >= BITMAP_INTERVAL)
+    }
+
+    pub(super) fn bitmap_flush_due(&self) -> Option<Moment> {
+        let due = self.peers.iter().any(|p| p.bitmap.modified_count() > 0 && matches!(p.link, Link::Up { .. }));
+        (due && self.attached && self.bitmap_commit.is_none() && self.local_ok)
+            .then(|| self.bitmaps_flushed.after(BITMAP_INTERVAL))
+    }
+
+    fn drop_full_marks(&mut self) {
+        for peer in self.peer_numbers() {
+            let slot = self.slot(peer);
+            let known = matches!(self.peer(peer).link, Link::Up { .. });
+            if known && self.record(peer).full && self.bitmap_commit.is_none() && self.peer(peer).bitmap.modified_count() == 0 {
+                self.book.change(|superblock| superblock.peers[slot].full = false);
+            }
+        }
+    }
+
+    /// Commits up to [`PAGES_MAX`] modified pages that `wanted` (peer index, page) names. False when there are none.
+    fn commit_bitmaps(&mut self, now: Moment, wanted: impl Fn((usize, u64)) -> bool, out: &mut Effects) -> bool {
+        let instance = self.book.get().instance;
+        let whole = crate::units::ByteRange::new(0, self.data_len);
+        let mut pages: Vec<MetaPage> = Vec::new();
+        for (at, peer) in self.peers.iter_mut().enumerate() {
+            if peer.bitmap.modified_count() == 0 {
+                continue;
+            }
+            for page in peer.bitmap.modified_in(whole) {
+                if pages.len() < PAGES_MAX && wanted((at, page)) {
+                    pages.push(peer.bitmap.encode_page(page, peer.slot, instance, &self.layout));
+                }
+            }
+        }
+        if pages.is_empty() {
+            return false;
+        }
+        self.bitmaps_flushed = now;
+        let op = self.begin(Op::BitmapCommit);
+        self.bitmap_commit = Some(op);
+        out.push(Effect::MetaCommit { op, pages });
+        true
+    }
+
+    pub(super) fn meta_done(&mut self, now: Moment, done: Op, result: Result<(), DiskError>, out: &mut Effects) {
+        match done {
+            Op::LogCommit => self.log_commit = LogCommit::Idle,
+            Op::BitmapCommit => self.bitmap_commit = None,
+            _ => {}
+        }
+        if let Err(error) = result {
+            self.fail_local(now, "metadata", error, out);
+            return;
+        }
+        if !self.local_ok {
+            return;
+        }
+        match done {
+            Op::LogCommit => {
+                self.hot.commit_done();
+                self.launch_warmed(now, out);
+            }
+            Op::BitmapCommit => {}
+            Op::Superblock => {
+                for then in self.book.committed() {
+                    self.durable(now, then, out);
+                }
+            }
+            _ => unreachable!("only metadata commits are answered by MetaDone"),
+        }
+    }
+
+    fn durable(&mut self, now: Moment, then: Then, out: &mut Effects) {
+        match then {
+            Then::Attached => self.attached = true,
+            Then::Excluded(peer) => self.excluded_durably(peer, out),
+            Then::Promoted => self.promoted(now, out),
+            Then::Granted(peer, term) => self.send(peer, crate::wire::Message::Grant { term }, None, out),
+            Then::Demoted => self.demoted(now, out),
+            Then::TargetReady(peer) => self.target_is_ready(now, peer, out),
+            Then::TargetFinished(peer) => self.target_is_finished(now, peer, out),
+            Then::SourceFinished(peer) => self.source_finished(peer, out),
+            Then::PeerDetached(peer, generation) => {
+                self.send(peer, crate::wire::Message::DetachedDone { generation }, None, out);
+            }
+            Then::ShutDown => self.shut_down(out),
+        }
+    }
+
+    /// A disk operation ended.
+    pub(super) fn disk_done(
+        &mut self,
+        now: Moment,
+        op: OpId,
+        done: Op,
+        result: Result<Option<crate::units::BufId>, DiskError>,
+        out: &mut Effects,
+    ) {
+        let plain = result.map(|_| ());
+        match done {
+            Op::SegmentWrite(segment) => self.segment_written(now, segment, plain, out),
+            Op::HostRead(request) => self.host_read_done(request, result, out),
+            Op::LocalFlush { covers } => self.local_flushed(now, covers, plain, out),
+            Op::ResyncRead { peer, connection, range } => {
+                self.resync_read_done(now, (peer, connection), range, result, out);
+            }
+            Op::StreamWrite { seq } => self.stream_written(now, seq, plain, out),
+            Op::StreamFlush { covers } => self.stream_flushed(now, covers, plain, out),
+            Op::PeerRead { peer, connection, id, len } => self.answer_peer_read((peer, connection), (id, len), result, out),
+            Op::RemoteRead { .. } | Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
+                unreachable!("{op:?} is no disk operation")
+            }
+        }
+    }
+
+    /// Changes the disk state, durably where it can.
+    pub(super) fn set_disk(&mut self, to: DiskState, why: &str, out: &mut Effects) {
+        let old = self.disk();
+        self.book.change(|superblock| superblock.disk = to);
+        Self::changed("disk", old, to, why, out);
+        self.tell_state(out);
+    }
+}

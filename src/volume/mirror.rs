@@ -1,0 +1,403 @@
+//! A peer's cursor: writes go out, acknowledgements come back, and one day the peer is gone.
+//!
+//! # Losing a peer that was in sync
+//!
+//! ```text
+//!  link lost --> unstable writes become dirty --> [primary] new generation durable AND exclusion allowed --> its shares are given up
+//! ```
+//! Until both have happened, nothing is acknowledged that the peer does not have (contract, section 2.4). A peer that was not in
+//! sync, a target of resync for instance, could not be promoted by itself anyway: its shares are given up at once.
+
+use crate::condition::{DiskState, Mode, Role};
+use crate::units::{BufId, ByteRange, ConnectionId, Moment, PeerNo, Seq, Term};
+use crate::volume::book::Then;
+use crate::volume::io::{Effect, Report};
+use crate::volume::peer::{Exclusion, Link, Sync};
+use crate::volume::transfer_log::Cursor;
+use crate::volume::{Effects, Op, Volume, place};
+use crate::wire::Message;
+
+impl Volume {
+    /// A message of an established or starting link.
+    pub(super) fn peer_says(
+        &mut self,
+        now: Moment,
+        (peer, connection): (PeerNo, ConnectionId),
+        term: Term,
+        message: Message,
+        buf: Option<BufId>,
+        out: &mut Effects,
+    ) {
+        if self.peer(peer).connection() != Some(connection) {
+            Self::release(buf, out);
+            return;
+        }
+        self.peer_mut(peer).heard = now;
+        if term > self.term() && matches!(self.peer(peer).link, Link::Up { .. }) {
+            self.book.change(|superblock| superblock.term = term);
+        }
+        let payload = message.carries_payload();
+        assert!(payload || buf.is_none(), "the shell brings payload with messages that carry it");
+        match message {
+            Message::Greeting(theirs) => self.greeting_heard(now, peer, theirs, out),
+            Message::Verdict(verdict) => self.verdict_heard(now, peer, verdict, out),
+            Message::Write { .. } | Message::Zero { .. } | Message::Trim { .. } | Message::Barrier { .. } => {
+                self.stream_says(now, peer, term, &message, buf, out);
+            }
+            Message::StreamStart { after } => self.stream_started(now, peer, term, after, out),
+            Message::Ack { received, written, stable } => self.acknowledged(now, peer, (received, written, stable), out),
+            Message::DiskFailed { errno } => {
+                self.peer_mut(peer).disk = Some(DiskState::Failed);
+                self.drop_link(now, peer, format!("its disk failed (error {errno})"), out);
+            }
+            Message::BitmapPage { .. } => unreachable!("the shell passes bitmap pages as Input::PeerPage"),
+            Message::BitmapEnd { .. } => self.bitmap_end_heard(now, peer, out),
+            Message::ResyncBegin { generation, dirty_blocks } => {
+                self.resync_begins(now, peer, generation, dirty_blocks, out);
+            }
+            Message::ResyncReady => self.target_ready(now, peer, out),
+            Message::ResyncFinish { generation } => self.resync_finishes(now, peer, generation, out),
+            Message::ResyncFinished => self.target_finished(now, peer, out),
+            Message::Detached { generation } => self.peer_detached(now, peer, generation, out),
+            Message::DetachedDone { generation } => self.detached_done(peer, generation, out),
+            Message::Read { id, range } => self.peer_reads(now, peer, connection, id, range, out),
+            Message::ReadDone { id, errno } => self.peer_has_read(now, peer, id, errno, buf, out),
+            Message::Claim { term } => self.claimed(peer, term, out),
+            Message::Grant { term } => self.granted(now, peer, term, out),
+            Message::Deny { term, rule } => self.denied(now, peer, term, rule, out),
+            Message::Offer { term } => self.offered(now, peer, term, out),
+            Message::State { role, disk } => self.peer_state(now, peer, role, disk, out),
+            Message::Pause { on } => self.peer_mut(peer).paused.1 = on,
+            Message::Ping => self.send(peer, Message::Pong, None, out),
+            Message::Pong => {}
+            Message::Goodbye => self.drop_link(now, peer, "it was shut down in order".into(), out),
+        }
+    }
+
+    /// Mirrors writes to the peer from here on.
+    pub(super) fn open_stream(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
+        let last = self.log.last();
+        let waits = self.config.mode != Mode::Async;
+        let link = self.peer_mut(peer);
+        assert!(link.cursor.is_none(), "a stream is opened once a link");
+        link.cursor = Some(Cursor::joining(last));
+        link.share_floor = waits.then_some(last);
+        link.barrier_sent = Seq(last.0 - 1);
+        link.backlog_bytes = 0;
+        link.progress = now;
+        self.send(peer, Message::StreamStart { after: last }, None, out);
+    }
+
+    /// Ends the stream of a role that is given up. Everything in it is stable.
+    pub(super) fn close_streams(&mut self) {
+        for peer in &mut self.peers {
+            peer.cursor = None;
+            peer.share_floor = None;
+        }
+    }
+
+    fn acknowledged(&mut self, now: Moment, peer: PeerNo, (received, written, stable): (Seq, Seq, Seq), out: &mut Effects) {
+        let last = self.log.last();
+        let mode = self.config.mode;
+        let link = self.peer_mut(peer);
+        let Some(cursor) = &mut link.cursor else { return };
+        let (old, floor) = (*cursor, link.share_floor);
+        if received > last || received < old.received || written < old.written || stable < old.stable {
+            let why = format!("protocol error: it acknowledges {received}/{written}/{stable} of {last} after {old:?}");
+            self.drop_link(now, peer, why, out);
+            return;
+        }
+        (cursor.received, cursor.written, cursor.stable) = (received, written, stable);
+        if (received, written, stable) != (old.received, old.written, old.stable) {
+            link.progress = now;
+        }
+        let through = if mode == Mode::SemiSync { received } else { written };
+        if let Some(floor) = floor.filter(|_| mode != Mode::Async) {
+            link.share_floor = Some(through.max(floor));
+            self.give_shares_up(floor, Some(through), out);
+        }
+        for number in old.written.0 + 1..=written.0 {
+            let entry = *self.log.get(Seq(number)).expect("what is not written everywhere is in the log");
+            if entry.resync == Some(peer) {
+                self.release_range(entry.range);
+            } else {
+                let link = self.peer_mut(peer);
+                link.backlog_bytes = link.backlog_bytes.saturating_sub(entry.range.len());
+            }
+        }
+    }
+
+    /// The shares of one copy in the segments above `floor`, up to `through`, are done.
+    fn give_shares_up(&mut self, floor: Seq, through: Option<Seq>, out: &mut Effects) {
+        let last = through.unwrap_or(self.log.last());
+        for number in floor.0 + 1..=last.0 {
+            if let Some(segment) = self.log.get(Seq(number)).and_then(|entry| entry.segment) {
+                self.share_done(segment, out);
+            }
+        }
+    }
+
+    /// Lets everything out of the log that is stable on every copy it went to.
+    pub(super) fn pump_log(&mut self, _now: Moment, _out: &mut Effects) {
+        let mut stable = self.log.last();
+        if self.local_ok {
+            stable = stable.min(self.local.stable);
+        }
+        for cursor in self.peers.iter().filter_map(|peer| peer.cursor) {
+            stable = stable.min(cursor.stable);
+        }
+        while let Some((seq, entry)) = self.log.pop_stable(stable) {
+            if entry.logged {
+                self.hot.release(entry.range);
+            }
+            for peer in &mut self.peers {
+                let Some(cursor) = peer.cursor.filter(|cursor| seq > cursor.joined) else { continue };
+                debug_assert!(cursor.stable >= seq, "only what is stable is popped");
+                if !peer.bitmap.is_empty() {
+                    peer.bitmap.clear(entry.range);
+                }
+                if let Some(Sync::SourceRunning(outgoing)) = peer.sync_mut() {
+                    if entry.resync.is_some() {
+                        outgoing.unstable -= entry.range.len();
+                        outgoing.done += entry.range.len();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes the link on this side's wish.
+    pub(super) fn drop_link(&mut self, now: Moment, peer: PeerNo, why: String, out: &mut Effects) {
+        if let Some(connection) = self.peer(peer).connection() {
+            out.push(Effect::CloseLink { peer, connection, why: why.clone() });
+            self.lose_link(now, peer, why, out);
+        }
+    }
+
+    /// The link is gone.
+    pub(super) fn lose_link(&mut self, now: Moment, peer: PeerNo, why: String, out: &mut Effects) {
+        let name = self.peer(peer).name.clone();
+        let old_word = self.peer(peer).connection_word();
+        let was_up = matches!(self.peer(peer).link, Link::Up { .. });
+        self.forget_sync(peer, out);
+        let link = self.peer_mut(peer);
+        link.link = Link::Down;
+        link.role = None;
+        link.why.clone_from(&why);
+        let cursor = link.cursor.take();
+        if let Some(cursor) = cursor {
+            self.unstable_becomes_dirty(peer, cursor, out);
+        }
+        if was_up {
+            let new_word = self.peer(peer).connection_word();
+            Self::changed(&format!("peer {name}"), old_word, new_word, why, out);
+        }
+        self.stream_lost(peer);
+        self.fail_remote_reads(peer, out);
+        self.detach_lost(now, peer, out);
+        self.transition_lost(peer, out);
+        let in_sync = !self.record(peer).base.is_some();
+        if self.role == Role::Primary && in_sync && self.local_ok && !self.book.get().lineage.is_fresh() {
+            self.exclude(now, peer, out);
+        } else if let Some(floor) = self.peer_mut(peer).share_floor.take() {
+            self.give_shares_up(floor, None, out);
+        }
+    }
+
+    /// What the peer acknowledged but may not have made stable, and what it may not even have: dirty.
+    fn unstable_becomes_dirty(&mut self, peer: PeerNo, cursor: Cursor, out: &mut Effects) {
+        let entries: Vec<(Seq, crate::volume::transfer_log::Entry)> =
+            self.log.above(cursor.stable.max(cursor.joined)).map(|(seq, entry)| (seq, *entry)).collect();
+        for (seq, entry) in entries {
+            self.peer_mut(peer).bitmap.set(entry.range);
+            if entry.resync == Some(peer) && seq > cursor.written {
+                self.release_range(entry.range);
+            }
+            if entry.resync.is_none() && seq > cursor.received {
+                if let Some(segment) = entry.segment {
+                    self.copy_lost(segment);
+                }
+            }
+        }
+        self.peer_mut(peer).backlog_bytes = 0;
+        let _ = out;
+    }
+
+    /// Starts to go on without a peer that could be promoted with what it has.
+    pub(super) fn exclude(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
+        let last = self.log.last();
+        let link = self.peer_mut(peer);
+        link.share_floor = Some(link.share_floor.unwrap_or(last));
+        link.exclusion = Some(Exclusion { durable: false, allowed: false, since: now });
+        self.leave_behind(Some(Then::Excluded(peer)), "a peer that was in sync is gone", out);
+        let term = self.term();
+        out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
+    }
+
+    /// Mints a generation that absent peers do not have.
+    pub(super) fn leave_behind(&mut self, then: Option<Then>, why: &str, out: &mut Effects) {
+        let next = self.mint();
+        let fresh = self.book.get().lineage.is_fresh();
+        let absent: Vec<usize> =
+            self.peer_numbers().filter(|&p| fresh || !matches!(self.peer(p).link, Link::Up { .. })).map(|p| self.slot(p)).collect();
+        let old = self.book.get().lineage.current;
+        let how = |superblock: &mut crate::meta::Superblock| {
+            for slot in absent {
+                let base = &mut superblock.peers[slot].base;
+                if !base.is_some() {
+                    *base = if old.is_some() { old } else { next };
+                }
+            }
+            superblock.lineage.advance(next);
+        };
+        match then {
+            Some(then) => self.book.change_then(then, how),
+            None => self.book.change(how),
+        }
+        Self::changed("generation", old, next, why, out);
+    }
+
+    /// The generation without the peer is durable.
+    pub(super) fn excluded_durably(&mut self, peer: PeerNo, out: &mut Effects) {
+        if let Some(exclusion) = &mut self.peer_mut(peer).exclusion {
+            exclusion.durable = true;
+        }
+        self.finish_exclusion(peer, out);
+    }
+
+    /// Whoever decides has agreed that the peer cannot be promoted by itself any more.
+    pub(super) fn exclusion_allowed(&mut self, peer: PeerNo, term: Term, out: &mut Effects) {
+        if term != self.term() {
+            return;
+        }
+        if let Some(exclusion) = &mut self.peer_mut(peer).exclusion {
+            exclusion.allowed = true;
+        }
+        self.finish_exclusion(peer, out);
+    }
+
+    fn finish_exclusion(&mut self, peer: PeerNo, out: &mut Effects) {
+        let link = self.peer_mut(peer);
+        if !link.exclusion.is_some_and(|exclusion| exclusion.durable && exclusion.allowed) {
+            return;
+        }
+        link.exclusion = None;
+        let floor = link.share_floor.take().expect("an exclusion holds shares");
+        let name = link.name.clone();
+        self.give_shares_up(floor, None, out);
+        Self::changed(&format!("replication {name}"), "established", "off", "this node goes on alone; its writes are recorded as dirty", out);
+    }
+
+    /// Drops peers that are silent or make no progress; pings those that are idle.
+    pub(super) fn check_peers(&mut self, now: Moment, out: &mut Effects) {
+        for peer in self.peer_numbers() {
+            if self.peer(peer).connection().is_none() {
+                continue;
+            }
+            let timeout = self.config.peer_timeout;
+            let link = self.peer(peer);
+            if now.since(link.heard) > timeout {
+                let why = format!("nothing was heard from it for {} ms (peer_timeout)", timeout.as_millis());
+                self.drop_link(now, peer, why, out);
+                continue;
+            }
+            if let Some(cursor) = link.cursor {
+                let owes = cursor.written < self.log.last() || cursor.stable < link.barrier_sent;
+                if !owes {
+                    self.peer_mut(peer).progress = now;
+                } else if now.since(link.progress) > timeout {
+                    let why = format!(
+                        "it answers, but finished no write or flush for {} ms (peer_timeout); look at its disk",
+                        timeout.as_millis()
+                    );
+                    self.drop_link(now, peer, why, out);
+                    continue;
+                }
+            }
+            let link = self.peer_mut(peer);
+            if now.since(link.pinged) >= self.config.ping_interval {
+                self.peer_mut(peer).pinged = now;
+                self.send(peer, Message::Ping, None, out);
+            }
+        }
+    }
+
+    pub(super) fn peer_deadline(&self, peer: &super::Peer) -> Option<Moment> {
+        peer.connection()?;
+        let silent = peer.heard.after(self.config.peer_timeout);
+        let ping = peer.pinged.after(self.config.ping_interval);
+        let stalled = match peer.cursor {
+            Some(cursor) if cursor.written < self.log.last() || cursor.stable < peer.barrier_sent => {
+                Some(peer.progress.after(self.config.peer_timeout))
+            }
+            _ => None,
+        };
+        // One nanosecond later, since "longer than" is asked.
+        let later = |moment: Moment| Moment(moment.0.saturating_add(1));
+        Some([Some(later(silent)), Some(ping), stalled.map(later)].into_iter().flatten().min().unwrap_or(ping))
+    }
+
+    fn peer_reads(&mut self, now: Moment, peer: PeerNo, connection: ConnectionId, id: u64, range: ByteRange, out: &mut Effects) {
+        if range.end() > self.data_len {
+            self.drop_link(now, peer, "protocol error: it reads past the end".into(), out);
+        } else if self.local_ok {
+            let len = u32::try_from(range.len()).expect("the format bounds a read");
+            let op = self.begin(Op::PeerRead { peer, connection, id, len });
+            out.push(Effect::DiskRead { op, range });
+        } else {
+            self.send(peer, Message::ReadDone { id, errno: 5 }, None, out);
+        }
+    }
+
+    fn peer_has_read(&mut self, now: Moment, peer: PeerNo, id: u64, errno: u32, buf: Option<BufId>, out: &mut Effects) {
+        let known = u32::try_from(id).ok().and_then(|at| self.ops.find(at)).copied();
+        let Some(Op::RemoteRead { request, piece, peer: asked }) = known else {
+            Self::release(buf, out);
+            self.drop_link(now, peer, "protocol error: it answers a read that was not asked".into(), out);
+            return;
+        };
+        if asked != peer {
+            Self::release(buf, out);
+            self.drop_link(now, peer, "protocol error: it answers another peer's read".into(), out);
+            return;
+        }
+        self.ops.remove(place(crate::units::OpId(id)));
+        let result = match (errno, buf) {
+            (0, Some(buf)) => Ok(buf),
+            (_, buf) => {
+                Self::release(buf, out);
+                Err(())
+            }
+        };
+        self.remote_read_done(request, piece, result, out);
+    }
+
+    /// The peer's role or disk changed.
+    fn peer_state(&mut self, now: Moment, peer: PeerNo, role: Role, disk: DiskState, out: &mut Effects) {
+        let link = self.peer_mut(peer);
+        let (old_role, name) = (link.role, link.name.clone());
+        link.role = Some(role);
+        link.disk = Some(disk);
+        if old_role != Some(role) {
+            let old = old_role.map_or("unknown", Role::word);
+            Self::changed(&format!("role of {name}"), old, role, "it says so", out);
+        }
+        if role == Role::Primary {
+            self.peer_became_primary(now, peer, out);
+        }
+    }
+
+    /// A heartbeat came. A secondary that learns that the primary goes on without it knows that it is Outdated.
+    pub(super) fn peer_seen(&mut self, now: Moment, peer: PeerNo, view: crate::volume::io::PeerView, out: &mut Effects) {
+        self.peer_mut(peer).seen = Some((now, view));
+        let lineage = self.book.get().lineage;
+        let left_behind = view.role == Role::Primary
+            && view.base_for_you.is_some()
+            && view.base_for_you == lineage.current
+            && view.generation != lineage.current;
+        if left_behind && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
+            let why = format!("{} is primary and goes on without this node", self.peer(peer).name);
+            self.set_disk(DiskState::Outdated, &why, out);
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Rank 2, machine: one volume on one node.
+//!
+//! Everything that happens to a volume comes in through [`Volume::step`], one [`Input`] at a time, and leaves as
+//! [`Effect`]s; [`io`] lists every word. The machine knows no file, socket, thread or clock, and no NBD: any shell that
+//! keeps the rules of [`io`] can drive it, and the simulator in `tests/sim` is one.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `primary` | a client's request: admission, launch, counting copies, reply |
+//! | `mirror` | a peer's cursor: acknowledgements, loss, exclusion |
+//! | `secondary` | the stream of a primary: apply, order, acknowledge |
+//! | `greeting` | a link from its first word to its verdict |
+//! | `source`, `target` | the two sides of a resync |
+//! | `roles` | promote, demote, switchover, shutdown |
+//! | `stability` | flushes and barriers: who has made what stable |
+//! | `metadata` | commits: superblock, activity log, bitmap pages |
+//! | `failure` | the local disk is lost |
+//! | `status` | what an operator sees |
+//!
+//! and the parts that they own: `requests`, `in_flight`, `hot_extents`, `transfer_log`, `book`, `peer`, `resync`,
+//! `reconcile`, `rule`.
+//!
+//! # Invariants, checked by [`Volume::assert_invariants`] after every step of the simulator
+//!
+//! 1. A block that may differ between this copy and a peer's is dirty in the peer's bitmap, or in a hot extent, or in the
+//!    transfer log.
+//! 2. A write is acknowledged without a peer that was in sync only after the generation without it is durable and the
+//!    exclusion was allowed.
+//! 3. A dirty bit is cleared only by an entry of the transfer log that was stable on both copies.
+//! 4. Ranges in flight do not overlap.
+
+mod book;
+mod failure;
+mod greeting;
+mod hot_extents;
+mod in_flight;
+pub mod io;
+mod metadata;
+mod mirror;
+mod peer;
+mod primary;
+pub mod reconcile;
+mod requests;
+mod resync;
+mod roles;
+pub mod rule;
+mod secondary;
+mod source;
+mod stability;
+mod status;
+mod target;
+mod transfer_log;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::condition::{Continuity, DiskState, Mode, Role};
+use crate::meta::{Layout, LogWriter, PEER_SLOTS, PeerRecord, Recovered};
+use crate::units::{BufId, ByteRange, ConnectionId, GenerationId, Moment, OpId, PeerNo, Seq, Term};
+use crate::volume::book::Book;
+use crate::volume::hot_extents::HotExtents;
+use crate::volume::in_flight::InFlight;
+use crate::volume::io::{Effect, Input, Report};
+use crate::volume::metadata::LogCommit;
+use crate::volume::peer::Peer;
+use crate::volume::requests::{Request, RequestId, Segment, SegmentId, Slab};
+pub use crate::volume::resync::PaceLimits;
+use crate::volume::roles::Transition;
+use crate::volume::secondary::Stream;
+use crate::volume::transfer_log::{Cursor, TransferLog};
+
+/// Effects of one or more steps, in the order they were decided.
+pub type Effects = Vec<Effect>;
+
+/// Bounds that keep a volume's memory and queues small.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Writes that may be not yet stable on every copy.
+    pub log_entries: usize,
+    /// Bytes of them before stability is asked for.
+    pub unstable_bytes: u64,
+    /// Longest part of a write that is mirrored as one, in bytes; at most [`crate::wire::frame::BODY_LEN_MAX`].
+    pub segment_len: u64,
+    /// Longest part of a trim or zero that is mirrored as one, in bytes.
+    pub hole_len: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 1 << 20, hole_len: 64 << 20 }
+    }
+}
+
+/// How a volume behaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeConfig {
+    /// Name of this node, for the log.
+    pub node: String,
+    /// Names of the peers; their index is their [`PeerNo`].
+    pub peers: Vec<String>,
+    /// When a write is acknowledged.
+    pub mode: Mode,
+    /// A peer that is silent, or makes no progress, for this long is dropped.
+    pub peer_timeout: Duration,
+    /// An idle link is pinged this often.
+    pub ping_interval: Duration,
+    /// `async`: bytes acknowledged and not yet replicated, at most.
+    pub backlog_bytes_max: u64,
+    /// `async`: age of the oldest write acknowledged and not yet replicated, at most.
+    pub backlog_age_max: Duration,
+    /// Bounds of resync.
+    pub pace: PaceLimits,
+    /// A node that was primary when it stopped becomes primary again when the peer consents.
+    pub resume_primary: bool,
+    /// Identity of the host's boot.
+    pub boot: u128,
+    /// Bounds of memory.
+    pub limits: Limits,
+}
+
+/// What an outstanding operation was started for.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    SegmentWrite(SegmentId),
+    HostRead(RequestId),
+    /// A piece of a read asked of a peer; its id on the wire is the op's.
+    RemoteRead { request: RequestId, piece: u32, peer: PeerNo },
+    LocalFlush { covers: Seq },
+    ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
+    StreamWrite { seq: Seq },
+    StreamFlush { covers: Seq },
+    PeerRead { peer: PeerNo, connection: ConnectionId, id: u64, len: u32 },
+    Superblock,
+    LogCommit,
+    BitmapCommit,
+}
+
+/// One volume on one node.
+#[derive(Debug)]
+pub struct Volume {
+    config: VolumeConfig,
+    layout: Layout,
+    data_len: u64,
+    book: Book,
+    role: Role,
+    continuity: Continuity,
+    /// State of the generator of generation ids.
+    entropy: u64,
+    attached: bool,
+    attaching: bool,
+    /// The disk is in use.
+    local_ok: bool,
+    /// A primary without a disk waits for a peer to record it.
+    detaching: Option<(PeerNo, GenerationId)>,
+    /// Segments whose local share waits for that.
+    detach_waiting: Vec<SegmentId>,
+    /// Become primary again when a peer consents.
+    resume: bool,
+
+    clients: usize,
+    requests: Slab<Request>,
+    segments: Slab<Segment>,
+    /// Segments that wait for room, oldest first.
+    waiting: VecDeque<SegmentId>,
+    /// Segments that wait for a range that another holds.
+    conflicted: VecDeque<SegmentId>,
+    /// Segments that wait for the activity log.
+    warming: VecDeque<SegmentId>,
+    /// Requests that came while the role is being given up.
+    held: VecDeque<RequestId>,
+    /// Requests that wait until everything up to a number is stable.
+    flushes: VecDeque<(RequestId, Seq)>,
+    in_flight: InFlight,
+    hot: HotExtents,
+    log_writer: LogWriter,
+    log_commit: LogCommit,
+    bitmap_commit: Option<OpId>,
+    bitmaps_flushed: Moment,
+    log: TransferLog,
+    local: Cursor,
+    local_flush: Option<OpId>,
+    /// Make everything up to here stable, besides what flushes ask for.
+    stable_goal: Seq,
+    last_write: Moment,
+    /// Last request of a client.
+    host_active: Moment,
+    peers: Vec<Peer>,
+    stream: Option<Stream>,
+    transition: Transition,
+    ops: Slab<Op>,
+    frozen_since: Option<Moment>,
+    resync_reported: Moment,
+    mirrored_bytes: u64,
+    resynced_bytes: u64,
+    notes: Vec<String>,
+}
+
+/// Requests that wait longer than this count as frozen.
+const FROZEN_AFTER: Duration = Duration::from_millis(500);
+
+impl Volume {
+    /// A volume over what the metadata holds. `entropy` is a random number: generation ids are drawn from it.
+    ///
+    /// # Panics
+    /// When the configuration names more peers than the metadata has slots for; the daemon checks.
+    #[must_use]
+    pub fn new(config: VolumeConfig, recovered: Recovered, entropy: u64) -> Self {
+        assert!(config.peers.len() <= PEER_SLOTS, "the daemon bounds the peers");
+        let Recovered { mut superblock, layout, mut bitmaps, continuity, in_doubt, notes, .. } = recovered;
+        let mut peers = Vec::new();
+        for name in &config.peers {
+            let slot = superblock.peers.iter().position(|record| record.name == *name).or_else(|| {
+                let free = superblock.peers.iter().position(|record| !record.is_used())?;
+                superblock.peers[free] = PeerRecord { name: name.clone(), full: true, ..PeerRecord::default() };
+                Some(free)
+            });
+            let slot = slot.expect("the daemon bounds the peers");
+            let bitmap = bitmaps[slot].take().unwrap_or_else(|| {
+                let mut bitmap = crate::meta::Bitmap::new(superblock.data_len);
+                bitmap.set_all();
+                bitmap
+            });
+            peers.push(Peer::new(name.clone(), PeerNo(u8::try_from(slot).expect("few slots")), bitmap));
+        }
+        if in_doubt && superblock.disk == DiskState::UpToDate {
+            superblock.disk = DiskState::Outdated;
+        }
+        let (al_slots, extent_len) = (superblock.al_slots, superblock.extent_len);
+        let resume = config.resume_primary && superblock.was_primary && superblock.disk == DiskState::UpToDate;
+        let start = Seq(1);
+        Self {
+            layout,
+            data_len: superblock.data_len,
+            local_ok: superblock.disk != DiskState::Failed,
+            log_writer: LogWriter::new(superblock.instance, superblock.al_epoch + 1, al_slots),
+            book: Book::new(superblock),
+            role: Role::Secondary,
+            continuity,
+            entropy,
+            attached: false,
+            attaching: false,
+            detaching: None,
+            detach_waiting: Vec::new(),
+            resume,
+            clients: 0,
+            requests: Slab::default(),
+            segments: Slab::default(),
+            waiting: VecDeque::new(),
+            conflicted: VecDeque::new(),
+            warming: VecDeque::new(),
+            held: VecDeque::new(),
+            flushes: VecDeque::new(),
+            in_flight: InFlight::default(),
+            hot: HotExtents::new(al_slots, extent_len),
+            log_commit: LogCommit::Idle,
+            bitmap_commit: None,
+            bitmaps_flushed: Moment(0),
+            log: TransferLog::new(config.limits.log_entries, start),
+            local: Cursor::joining(start),
+            local_flush: None,
+            stable_goal: Seq(0),
+            last_write: Moment(0),
+            host_active: Moment(0),
+            peers,
+            stream: None,
+            transition: Transition::None,
+            ops: Slab::default(),
+            frozen_since: None,
+            resync_reported: Moment(0),
+            mirrored_bytes: 0,
+            resynced_bytes: 0,
+            notes: notes.iter().map(ToString::to_string).collect(),
+            config,
+        }
+    }
+
+    /// Takes one input; what is to be done is appended to `out`.
+    ///
+    /// # Panics
+    /// When the shell breaks a rule of [`io`]: those are errors of the program, not of a disk, peer or client.
+    pub fn step(&mut self, now: Moment, input: Input, out: &mut Effects) {
+        match input {
+            Input::Host { session, tag, op, range, fua } => self.host(now, (session, tag), op, range, fua, out),
+            Input::HostHere { .. } => self.clients += 1,
+            Input::HostGone { session } => self.host_gone(now, session, out),
+            Input::LinkUp { peer, connection, instance } => self.link_up(now, peer, connection, instance, out),
+            Input::Peer { peer, connection, term, message, buf } => {
+                self.peer_says(now, (peer, connection), term, message, buf, out);
+            }
+            Input::PeerPage { peer, connection, index, page } => {
+                self.bitmap_page_heard(now, (peer, connection), index, &page, out);
+            }
+            Input::LinkDown { peer, connection, why } => {
+                if self.peer(peer).connection() == Some(connection) {
+                    self.lose_link(now, peer, why, out);
+                }
+            }
+            Input::DiskDone { op, result } => {
+                let done = self.ops.remove(place(op));
+                self.disk_done(now, op, done, result, out);
+            }
+            Input::MetaDone { op, result } => {
+                let done = self.ops.remove(place(op));
+                self.meta_done(now, done, result, out);
+            }
+            Input::Command { ticket, command } => self.command(now, ticket, command, out),
+            Input::PeerSeen { peer, view } => self.peer_seen(now, peer, view, out),
+            Input::TurnEnd => self.turn_end(now, out),
+            Input::Wake => {}
+        }
+        self.settle(now, out);
+    }
+
+    /// When [`Input::Wake`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Moment> {
+        let mut next: Option<Moment> = None;
+        let mut at = |moment: Option<Moment>| next = next.into_iter().chain(moment).min();
+        for peer in &self.peers {
+            at(self.peer_deadline(peer));
+        }
+        at(self.transition.deadline());
+        at(self.idle_barrier_due());
+        at(self.bitmap_flush_due());
+        next
+    }
+
+    /// True when requests of clients are served.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.role == Role::Primary
+    }
+
+    /// True when answers of a peer are awaited: a shell may poll the network for a moment instead of sleeping.
+    #[must_use]
+    pub fn expects_peer(&self) -> bool {
+        self.peers.iter().any(|peer| peer.cursor.is_some_and(|cursor| cursor.written < self.log.last()))
+    }
+
+    /// Everything that follows from the state, whatever input led to it.
+    fn settle(&mut self, now: Moment, out: &mut Effects) {
+        self.attach(now, out);
+        self.check_peers(now, out);
+        self.pump_log(now, out);
+        self.pump_waiting(now, out);
+        self.check_flushes(out);
+        self.pump_greetings(now, out);
+        self.pump_sources(now, out);
+        self.pump_stream(now, out);
+        self.pump_transition(now, out);
+        self.pump_metadata(now, out);
+        self.watch_frozen(now);
+    }
+
+    fn peer(&self, peer: PeerNo) -> &Peer {
+        &self.peers[usize::from(peer.0)]
+    }
+
+    fn peer_mut(&mut self, peer: PeerNo) -> &mut Peer {
+        &mut self.peers[usize::from(peer.0)]
+    }
+
+    fn peer_numbers(&self) -> impl Iterator<Item = PeerNo> + use<> {
+        (0..u8::try_from(self.peers.len()).expect("few peers")).map(PeerNo)
+    }
+
+    fn slot(&self, peer: PeerNo) -> usize {
+        usize::from(self.peer(peer).slot.0)
+    }
+
+    fn record(&self, peer: PeerNo) -> &PeerRecord {
+        self.book.record(self.slot(peer))
+    }
+
+    fn disk(&self) -> DiskState {
+        self.book.get().disk
+    }
+
+    fn term(&self) -> Term {
+        self.book.get().term
+    }
+
+    fn begin(&mut self, op: Op) -> OpId {
+        OpId(u64::from(self.ops.insert(op)))
+    }
+
+    /// A new generation id. splitmix64 over a random start: two nodes draw the same one with a chance of 2^-64.
+    fn mint(&mut self) -> GenerationId {
+        loop {
+            self.entropy = self.entropy.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = self.entropy;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            let id = GenerationId(z ^ (z >> 31));
+            if id.is_some() && id != self.book.get().lineage.current {
+                return id;
+            }
+        }
+    }
+
+    fn send(&self, peer: PeerNo, message: crate::wire::Message, body: Option<io::SendBody>, out: &mut Effects) {
+        if let Some(connection) = self.peer(peer).connection() {
+            out.push(Effect::Send { peer, connection, term: self.term(), message, body });
+        }
+    }
+
+    fn note(text: impl Into<String>, warning: bool, out: &mut Effects) {
+        out.push(Effect::Report(Report::Note { text: text.into(), warning }));
+    }
+
+    fn changed(what: &str, old: impl ToString, new: impl ToString, why: impl Into<String>, out: &mut Effects) {
+        let (old, new) = (old.to_string(), new.to_string());
+        if old != new {
+            out.push(Effect::Report(Report::Changed { what: what.into(), old, new, why: why.into() }));
+        }
+    }
+
+    fn release(buf: Option<BufId>, out: &mut Effects) {
+        out.extend(buf.map(Effect::Release));
+    }
+}
+
+fn place(op: OpId) -> u32 {
+    u32::try_from(op.0).expect("ops are named by their place")
+}

@@ -1,0 +1,604 @@
+//! Promote, demote, switchover, shutdown: how a node takes and gives up its role.
+//!
+//! ```text
+//!  promote:    [peer connected: claim -> grant durable there] -> term (and, without peers, a new generation) durable -> primary
+//!  demote:     hold requests -> all done and stable everywhere -> secondary durable -> secondary
+//!  switchover: as demote, then offer -> the peer promotes -> it says that it is primary
+//!  shutdown:   as demote, but what is recorded is that everything is in order -> goodbye
+//! ```
+//! The role is given up durably *before* the offer is sent: a lost offer leaves no primary, never two.
+
+use std::time::Duration;
+
+use crate::condition::{Continuity, DiskState, Role};
+use crate::generation::Lineage;
+use crate::units::{Moment, PeerNo, Term, Ticket};
+use crate::volume::book::Then;
+use crate::volume::io::{Command, Effect, HostError, Refusal, Report};
+use crate::volume::peer::{Link, Sync};
+use crate::volume::rule::Rule;
+use crate::volume::{Effects, Volume};
+use crate::wire::Message;
+
+/// How long the peer may take to consent or to take over.
+const CONSENT: Duration = Duration::from_millis(1500);
+/// How long what is under way may take to become stable before a role is kept after all.
+const DRAIN: Duration = Duration::from_secs(10);
+/// A heartbeat is believed for this long.
+pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_secs(3);
+
+/// What the role is given up for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Goal {
+    Demote,
+    Switchover,
+    Shutdown,
+}
+
+/// A change of role under way. `ticket` is none when the node acts by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Transition {
+    None,
+    /// A peer's consent is awaited.
+    Claiming { ticket: Option<Ticket>, term: Term, peer: PeerNo, until: Moment },
+    /// Being primary is being made durable.
+    Promoting { ticket: Option<Ticket> },
+    /// Requests are held; what is under way becomes stable.
+    Draining { ticket: Ticket, goal: Goal, until: Moment },
+    /// Being secondary, or the end, is being made durable.
+    Recording { ticket: Ticket, goal: Goal },
+    /// The peer was asked to take over.
+    Offering { ticket: Ticket, term: Term, peer: PeerNo, until: Moment },
+    /// The end is recorded: nothing happens any more.
+    Ended,
+}
+
+impl Transition {
+    pub(super) fn is_none(self) -> bool {
+        self == Self::None
+    }
+
+    /// True when nothing but the end of the daemon follows.
+    pub(super) fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::Ended | Self::Draining { goal: Goal::Shutdown, .. } | Self::Recording { goal: Goal::Shutdown, .. }
+        )
+    }
+
+    /// True while requests of clients wait.
+    pub(super) fn holds_requests(self) -> bool {
+        matches!(self, Self::Draining { .. } | Self::Recording { .. } | Self::Ended)
+    }
+
+    pub(super) fn deadline(self) -> Option<Moment> {
+        match self {
+            Self::Claiming { until, .. } | Self::Draining { until, .. } | Self::Offering { until, .. } => Some(until),
+            Self::None | Self::Promoting { .. } | Self::Recording { .. } | Self::Ended => None,
+        }
+    }
+}
+
+fn refusal(rule: Rule, what: impl Into<String>, way_out: impl Into<String>) -> Refusal {
+    Refusal { rule, what: what.into(), way_out: way_out.into() }
+}
+
+impl Volume {
+    pub(super) fn command(&mut self, now: Moment, ticket: Ticket, command: Command, out: &mut Effects) {
+        if self.transition.is_final() && !matches!(command, Command::Exclude { .. }) {
+            let result = Err(refusal(Rule::ShuttingDown, "this node is shutting down", "Wait, or ask the other node"));
+            out.push(Effect::Answer { ticket, result });
+            return;
+        }
+        let done = match command {
+            Command::Promote { force, peer_is_down } => {
+                if let Err(refused) = self.promote(now, Some(ticket), force, peer_is_down, out) {
+                    out.push(Effect::Answer { ticket, result: Err(refused) });
+                }
+                return;
+            }
+            Command::Demote { disconnect_clients } => self.demote(now, ticket, disconnect_clients, out),
+            Command::Switchover => self.switchover(now, ticket, out),
+            Command::Shutdown => {
+                self.drain(now, ticket, Goal::Shutdown);
+                Ok(false)
+            }
+            Command::Resync { full, discard_local } => self.resync(now, full, discard_local, out).map(|()| true),
+            Command::Pause => self.pause(true, out).map(|()| true),
+            Command::Resume => self.pause(false, out).map(|()| true),
+            Command::Disconnect => self.disconnect(now, out).map(|()| true),
+            Command::Connect => {
+                for peer in &mut self.peers {
+                    peer.standalone = false;
+                }
+                Ok(true)
+            }
+            Command::Exclude { peer, term } => {
+                self.exclusion_allowed(peer, term, out);
+                Ok(true)
+            }
+        };
+        match done {
+            Ok(true) => out.push(Effect::Answer { ticket, result: Ok(()) }),
+            Ok(false) => {}
+            Err(refused) => out.push(Effect::Answer { ticket, result: Err(refused) }),
+        }
+    }
+
+    /// Why this node could not be promoted without force, if it could not.
+    pub(super) fn promotable(&self, now: Moment) -> Result<(), Refusal> {
+        self.check_promote(now, false, false)
+    }
+
+    fn check_promote(&self, now: Moment, force: bool, peer_is_down: bool) -> Result<(), Refusal> {
+        if self.role == Role::Primary {
+            return Err(refusal(Rule::AlreadyPrimary, "this node is primary already", "Nothing needs to be done"));
+        }
+        if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
+            return Err(refusal(Rule::Busy, "a change of role, the start, or the last writes of the old primary are still under way", "Ask again in a moment"));
+        }
+        if !self.local_ok {
+            return Err(refusal(Rule::DiskFailed, "this node's disk failed", "Promote the other node, then replace the disk"));
+        }
+        for peer in &self.peers {
+            let seen = peer.seen_within(now, HEARTBEAT_FRESH).map(|view| view.role);
+            if peer.role == Some(Role::Primary) || (peer.connection().is_none() && seen == Some(Role::Primary)) {
+                return Err(refusal(
+                    Rule::PeerIsPrimary,
+                    format!("{} is primary and alive", peer.name),
+                    "Use `repblk switchover` on it to hand the role over without loss",
+                ));
+            }
+        }
+        self.check_copy(force)?;
+        let unseen: Vec<&str> =
+            self.peers.iter().filter(|p| !matches!(p.link, Link::Up { .. })).map(|p| p.name.as_str()).collect();
+        if !unseen.is_empty() && !force && !peer_is_down {
+            return Err(refusal(
+                Rule::PeerUnseen,
+                format!("there is no link to {}, which may be primary for all this node can know", unseen.join(", ")),
+                "Make sure that it is switched off or does not serve, then say --peer-is-down",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_copy(&self, force: bool) -> Result<(), Refusal> {
+        let receiving = self.peers.iter().any(super::Peer::is_source);
+        if receiving {
+            let what = "this copy is being brought up to date from its peer";
+            return Err(refusal(Rule::Inconsistent, what, "Wait for the resync, or `repblk disconnect` first and then use --force"));
+        }
+        if force {
+            return Ok(());
+        }
+        if self.book.get().lineage.is_fresh() {
+            let what = "this copy never held data of this volume";
+            return Err(refusal(Rule::NoData, what, "Use --force on the one node whose present content shall become the volume's"));
+        }
+        let (rule, what) = match self.disk() {
+            DiskState::UpToDate => return Ok(()),
+            DiskState::Outdated => (Rule::Outdated, "this copy is known to lack acknowledged writes"),
+            DiskState::Diverged => (Rule::Diverged, "this copy and the peer's went different ways"),
+            DiskState::Inconsistent | DiskState::Failed => (Rule::Inconsistent, "this copy is a mix of old and new blocks"),
+        };
+        Err(refusal(rule, what, "Promote the node with the good copy; --force here gives up what only that one has"))
+    }
+
+    fn promote(&mut self, now: Moment, ticket: Option<Ticket>, force: bool, peer_is_down: bool, out: &mut Effects) -> Result<(), Refusal> {
+        self.check_promote(now, force, peer_is_down)?;
+        let term = self.term().next();
+        let linked = self.peer_numbers().find(|&p| matches!(self.peer(p).link, Link::Up { .. }));
+        match linked {
+            Some(peer) => {
+                self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
+                self.send(peer, Message::Claim { term }, None, out);
+            }
+            None => self.take_role(ticket, term, out),
+        }
+        Ok(())
+    }
+
+    /// Makes being primary at `term` durable.
+    fn take_role(&mut self, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
+        self.transition = Transition::Promoting { ticket };
+        let fresh = self.book.get().lineage.is_fresh();
+        let good = matches!(self.disk(), DiskState::UpToDate) && !fresh;
+        let left = self.peer_numbers().any(|p| {
+            !matches!(self.peer(p).link, Link::Up { .. }) && !self.record(p).base.is_some()
+        });
+        if !good && !fresh {
+            // The copy lacks writes that its current generation may stand for. It must not pass for their descendant.
+            let next = self.mint();
+            let history = self.book.get().lineage.history;
+            let slots: Vec<usize> = self.peer_numbers().map(|p| self.slot(p)).collect();
+            self.book.change(|superblock| {
+                superblock.lineage = Lineage { current: next, history };
+                for slot in slots {
+                    superblock.peers[slot].base = next;
+                }
+            });
+            Self::note(format!("promoted by force: generation {next} starts from this copy; what it lacks is given up"), true, out);
+        } else if fresh || left {
+            self.leave_behind(None, "this node becomes primary without every peer", out);
+        }
+        self.book.change_then(Then::Promoted, |superblock| {
+            superblock.term = term;
+            superblock.was_primary = true;
+            superblock.disk = DiskState::UpToDate;
+        });
+    }
+
+    /// Being primary is durable.
+    pub(super) fn promoted(&mut self, now: Moment, out: &mut Effects) {
+        let Transition::Promoting { ticket } = self.transition else { return };
+        self.transition = Transition::None;
+        self.role = Role::Primary;
+        self.stream = None;
+        self.resume = false;
+        self.resolved();
+        let term = self.term();
+        Self::changed("role", Role::Secondary, Role::Primary, format!("term {term}"), out);
+        self.tell_state(out);
+        for peer in self.peer_numbers() {
+            match self.peer(peer).sync() {
+                Some(Sync::Even) => self.open_stream(now, peer, out),
+                // The other copy learns by greeting again that there is data now.
+                Some(Sync::Wait) => self.drop_link(now, peer, "this node became primary; both greet again".into(), out),
+                _ => {}
+            }
+        }
+        out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Ok(()) }));
+    }
+
+    pub(super) fn tell_state(&self, out: &mut Effects) {
+        for peer in self.peer_numbers().filter(|&p| matches!(self.peer(p).link, Link::Up { .. })) {
+            self.send(peer, Message::State { role: self.role, disk: self.disk() }, None, out);
+        }
+    }
+
+    /// A node that was primary when it stopped becomes primary again when its peer is there, is secondary and consents.
+    pub(super) fn try_to_resume(&mut self, now: Moment, out: &mut Effects) {
+        if self.resume && self.promote(now, None, false, false, out).is_ok() {
+            Self::note("this node was primary when it stopped, and asks to be primary again", false, out);
+        }
+    }
+
+    /// The peer asks for consent.
+    pub(super) fn claimed(&mut self, peer: PeerNo, term: Term, out: &mut Effects) {
+        let mine = self.book.get().instance;
+        let theirs = match &self.peer(peer).link {
+            Link::Up { theirs, .. } => theirs.instance,
+            _ => return,
+        };
+        let deny = if self.role == Role::Primary {
+            Some(Rule::PeerIsPrimary)
+        } else if term <= self.term() {
+            Some(Rule::OldTerm)
+        } else {
+            match self.transition {
+                Transition::None => None,
+                Transition::Claiming { .. } if mine > theirs => None,
+                Transition::Claiming { .. } => Some(Rule::PeerGoesFirst),
+                _ => Some(Rule::Busy),
+            }
+        };
+        if let Some(rule) = deny {
+            // The term travels in the frame: a claimant with an old one learns the newer and may ask again.
+            self.send(peer, Message::Deny { term, rule: rule.number() }, None, out);
+            return;
+        }
+        if let Transition::Claiming { ticket, .. } = self.transition {
+            self.transition = Transition::None;
+            let result = Err(refusal(Rule::PeerGoesFirst, "the peer asked at the same moment and goes first", "Look at `repblk status`"));
+            out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
+        }
+        self.resume = false;
+        self.book.change_then(Then::Granted(peer, term), |superblock| {
+            superblock.term = term;
+            superblock.was_primary = false;
+        });
+    }
+
+    pub(super) fn granted(&mut self, _now: Moment, _peer: PeerNo, granted: Term, out: &mut Effects) {
+        if let Transition::Claiming { ticket, term, .. } = self.transition {
+            if term == granted {
+                self.take_role(ticket, term, out);
+            }
+        }
+    }
+
+    pub(super) fn denied(&mut self, now: Moment, peer: PeerNo, denied: Term, rule: u16, out: &mut Effects) {
+        let rule = Rule::of_number(rule).unwrap_or(Rule::Busy);
+        let name = self.peer(peer).name.clone();
+        match self.transition {
+            Transition::Claiming { ticket, term, .. } if term == denied => {
+                self.transition = Transition::None;
+                let result = Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
+                out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
+            }
+            Transition::Offering { ticket, term, .. } if term == denied => {
+                self.transition = Transition::None;
+                let why = refusal(rule, format!("{name} did not take the role"), "This node takes it back");
+                out.push(Effect::Answer { ticket, result: Err(why) });
+                self.resume = true;
+                self.try_to_resume(now, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The former primary asks this node to take over.
+    pub(super) fn offered(&mut self, now: Moment, peer: PeerNo, term: Term, out: &mut Effects) {
+        let deny = if term <= self.term() {
+            Some(Rule::OldTerm)
+        } else if !self.transition.is_none() || !self.stream_is_stable() {
+            Some(Rule::Busy)
+        } else if !self.peer(peer).is_even() {
+            Some(Rule::PeerNotInSync)
+        } else {
+            self.peer_mut(peer).role = Some(Role::Secondary);
+            self.check_promote(now, false, false).err().map(|refused| refused.rule)
+        };
+        match deny {
+            Some(rule) => self.send(peer, Message::Deny { term, rule: rule.number() }, None, out),
+            None => self.take_role(None, term, out),
+        }
+    }
+
+    /// The peer says that it is primary.
+    pub(super) fn peer_became_primary(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
+        self.resume = false;
+        match self.transition {
+            Transition::Offering { ticket, peer: to, .. } if to == peer => {
+                self.transition = Transition::None;
+                out.push(Effect::Answer { ticket, result: Ok(()) });
+            }
+            _ if self.role == Role::Primary => {
+                self.drop_link(now, peer, "both nodes are primary".into(), out);
+            }
+            _ => {}
+        }
+        if self.role == Role::Secondary && self.book.get().was_primary && !matches!(self.transition, Transition::Promoting { .. }) {
+            self.book.change(|superblock| superblock.was_primary = false);
+        }
+    }
+
+    fn demote(&mut self, now: Moment, ticket: Ticket, disconnect_clients: bool, _out: &mut Effects) -> Result<bool, Refusal> {
+        if self.role != Role::Primary {
+            return Err(refusal(Rule::NotPrimary, "this node is not primary", "Nothing needs to be done"));
+        }
+        if !self.transition.is_none() {
+            return Err(refusal(Rule::Busy, "another change of role is under way", "Ask again in a moment"));
+        }
+        if self.clients > 0 && !disconnect_clients {
+            return Err(refusal(
+                Rule::ClientsConnected,
+                format!("{} NBD clients are connected", self.clients),
+                "Stop what uses the device, or say --disconnect-clients; `repblk switchover` hands over instead",
+            ));
+        }
+        self.drain(now, ticket, Goal::Demote);
+        Ok(false)
+    }
+
+    fn switchover(&mut self, now: Moment, ticket: Ticket, _out: &mut Effects) -> Result<bool, Refusal> {
+        if self.role != Role::Primary {
+            return Err(refusal(Rule::NotPrimary, "this node is not primary", "Run switchover on the primary node"));
+        }
+        if !self.transition.is_none() {
+            return Err(refusal(Rule::Busy, "another change of role is under way", "Ask again in a moment"));
+        }
+        match self.peers.first() {
+            Some(peer) if peer.is_even() => {}
+            Some(peer) if matches!(peer.link, Link::Up { .. }) => {
+                let what = format!("{} does not hold everything yet", peer.name);
+                return Err(refusal(Rule::PeerNotInSync, what, "Wait for the resync (`repblk resync --watch`)"));
+            }
+            _ => {
+                return Err(refusal(Rule::NotConnected, "the peer is not connected", "Bring the peer and its link up first"));
+            }
+        }
+        self.drain(now, ticket, Goal::Switchover);
+        Ok(false)
+    }
+
+    fn drain(&mut self, now: Moment, ticket: Ticket, goal: Goal) {
+        self.stable_goal = self.log.last();
+        self.ask_stream_stable();
+        self.transition = Transition::Draining { ticket, goal, until: now.after(DRAIN) };
+    }
+
+    /// Moves a change of role on when what it waits for has come.
+    pub(super) fn pump_transition(&mut self, now: Moment, out: &mut Effects) {
+        let overdue = self.transition.deadline().is_some_and(|until| now >= until);
+        match self.transition {
+            Transition::Draining { ticket, goal, .. } => {
+                let open = self.requests.len() - self.held.len();
+                let quiet = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                if quiet || (overdue && goal == Goal::Shutdown) {
+                    self.record_end(now, ticket, goal, quiet, out);
+                } else if overdue {
+                    self.resume_service(now, ticket, out);
+                } else {
+                    self.stable_goal = self.log.last();
+                }
+            }
+            Transition::Claiming { ticket, peer, .. } if overdue => {
+                self.transition = Transition::None;
+                let name = self.peer(peer).name.clone();
+                let why = refusal(Rule::PeerSilent, format!("{name} did not answer"), "Look at `repblk status` there, and ask again");
+                out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));
+            }
+            Transition::Offering { ticket, peer, .. } if overdue => self.offer_lost(ticket, peer, out),
+            _ => {}
+        }
+    }
+
+    /// No resync block is on its way.
+    fn resyncs_rest(&self) -> bool {
+        self.peers.iter().all(|peer| match peer.sync() {
+            Some(Sync::SourceRunning(outgoing)) => outgoing.reading == 0,
+            _ => true,
+        })
+    }
+
+    fn record_end(&mut self, now: Moment, ticket: Ticket, goal: Goal, quiet: bool, out: &mut Effects) {
+        self.transition = Transition::Recording { ticket, goal };
+        if goal == Goal::Shutdown {
+            for id in std::mem::take(&mut self.held) {
+                self.reply(id, Err(HostError::NotPrimary), None, out);
+            }
+            for peer in self.peer_numbers() {
+                self.send(peer, Message::Goodbye, None, out);
+                self.drop_link(now, peer, "this node shuts down".into(), out);
+            }
+            self.shut_down_when_recorded(quiet);
+        } else {
+            let next = self.term().next();
+            self.book.change_then(Then::Demoted, |superblock| {
+                superblock.was_primary = false;
+                if goal == Goal::Switchover {
+                    superblock.term = next;
+                }
+            });
+        }
+    }
+
+    fn shut_down_when_recorded(&mut self, quiet: bool) {
+        let clean = quiet && self.continuity != Continuity::Lost && self.local_ok;
+        self.book.change_then(Then::ShutDown, |superblock| superblock.clean = clean);
+    }
+
+    /// The end is recorded.
+    pub(super) fn shut_down(&mut self, out: &mut Effects) {
+        if let Transition::Recording { ticket, .. } = self.transition {
+            self.transition = Transition::Ended;
+            out.push(Effect::Report(Report::DisconnectClients));
+            out.push(Effect::Answer { ticket, result: Ok(()) });
+        }
+    }
+
+    fn resume_service(&mut self, now: Moment, ticket: Ticket, out: &mut Effects) {
+        self.transition = Transition::None;
+        let why = refusal(
+            Rule::Busy,
+            format!("what is under way did not become stable within {} s", DRAIN.as_secs()),
+            "The role is kept; look at the disk and the link, and ask again",
+        );
+        out.push(Effect::Answer { ticket, result: Err(why) });
+        for id in std::mem::take(&mut self.held) {
+            self.start(now, id, out);
+        }
+    }
+
+    /// Being secondary is durable.
+    pub(super) fn demoted(&mut self, now: Moment, out: &mut Effects) {
+        let Transition::Recording { ticket, goal } = self.transition else { return };
+        self.role = Role::Secondary;
+        self.close_streams();
+        for peer in self.peer_numbers().filter(|&p| self.peer(p).is_target()) {
+            self.drop_link(now, peer, "this node is not primary any more; both greet again".into(), out);
+        }
+        let why = if goal == Goal::Switchover { "switchover" } else { "the operator asked" };
+        Self::changed("role", Role::Primary, Role::Secondary, why, out);
+        for id in std::mem::take(&mut self.held) {
+            self.reply(id, Err(HostError::NotPrimary), None, out);
+        }
+        out.push(Effect::Report(Report::DisconnectClients));
+        self.tell_state(out);
+        let partner = self.peer_numbers().find(|&p| self.peer(p).is_even());
+        match (goal, partner) {
+            (Goal::Switchover, Some(peer)) => {
+                // The record says `term`; the offer is for the one after, so that it is new to both.
+                let term = self.term().next();
+                self.transition = Transition::Offering { ticket, term, peer, until: now.after(CONSENT) };
+                self.send(peer, Message::Offer { term }, None, out);
+            }
+            (Goal::Switchover, None) => {
+                self.transition = Transition::None;
+                let why = refusal(Rule::NotConnected, "the peer was lost during the switchover; no node is primary", "Run `repblk promote` on one");
+                out.push(Effect::Answer { ticket, result: Err(why) });
+            }
+            (Goal::Demote | Goal::Shutdown, _) => {
+                self.transition = Transition::None;
+                out.push(Effect::Answer { ticket, result: Ok(()) });
+            }
+        }
+    }
+
+    fn offer_lost(&mut self, ticket: Ticket, peer: PeerNo, out: &mut Effects) {
+        self.transition = Transition::None;
+        let name = self.peer(peer).name.clone();
+        let why = refusal(
+            Rule::PeerSilent,
+            format!("{name} was asked to take over and did not say that it has"),
+            "Look at its status; if it is not primary, run `repblk promote` on one node",
+        );
+        out.push(Effect::Answer { ticket, result: Err(why) });
+    }
+
+    /// A link that a change of role needs is lost.
+    pub(super) fn transition_lost(&mut self, lost: PeerNo, out: &mut Effects) {
+        match self.transition {
+            Transition::Claiming { ticket, peer, .. } if peer == lost => {
+                self.transition = Transition::None;
+                let name = self.peer(peer).name.clone();
+                let why = refusal(Rule::PeerSilent, format!("the link to {name} was lost while it was asked"), "Ask again");
+                out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));
+            }
+            Transition::Offering { ticket, peer, .. } if peer == lost => self.offer_lost(ticket, peer, out),
+            _ => {}
+        }
+    }
+
+    fn resync(&mut self, now: Moment, full: bool, discard_local: bool, out: &mut Effects) -> Result<(), Refusal> {
+        if discard_local && self.role == Role::Primary {
+            return Err(refusal(Rule::AlreadyPrimary, "this copy is being served", "Demote this node first, or give up the other copy"));
+        }
+        if self.peers.is_empty() {
+            return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
+        }
+        for peer in self.peer_numbers() {
+            if discard_local {
+                self.peer_mut(peer).discard = true;
+                self.set_disk(DiskState::Outdated, "its operator gives this copy up", out);
+            }
+            if full {
+                if self.role == Role::Secondary && self.peer(peer).role != Some(Role::Primary) && !discard_local {
+                    let what = "without a primary it is not clear which copy is the good one";
+                    return Err(refusal(Rule::NoResyncPartner, what, "Promote the good one first, or use --discard-local here"));
+                }
+                let slot = self.slot(peer);
+                self.peer_mut(peer).bitmap.set_all();
+                self.book.change(|superblock| superblock.peers[slot].full = true);
+            }
+            self.peer_mut(peer).standalone = false;
+            self.peer_mut(peer).paused.0 = false;
+            if self.peer(peer).is_even() && full || discard_local {
+                self.drop_link(now, peer, "the operator asked for a resync; both greet again".into(), out);
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, on: bool, out: &mut Effects) -> Result<(), Refusal> {
+        if self.peers.is_empty() {
+            return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
+        }
+        for peer in self.peer_numbers() {
+            self.peer_mut(peer).paused.0 = on;
+            self.send(peer, Message::Pause { on }, None, out);
+        }
+        Ok(())
+    }
+
+    fn disconnect(&mut self, now: Moment, out: &mut Effects) -> Result<(), Refusal> {
+        for peer in self.peer_numbers() {
+            self.peer_mut(peer).standalone = true;
+            self.drop_link(now, peer, "the operator disconnected it".into(), out);
+            self.peer_mut(peer).why = "disconnected by the operator; `repblk connect` ends that".into();
+        }
+        Ok(())
+    }
+}
