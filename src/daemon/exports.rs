@@ -14,10 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::config::Config;
-use super::handle::VolumeHandle;
+use super::handle::{Client, VolumeHandle};
 use super::sockets::UnixSocket;
 use crate::condition::Role;
-use crate::dataplane::mailbox::{ClientManners, Letter, State};
+use crate::dataplane::mailbox::{ClientManners, State};
 use crate::nbd::constants::BASE_ALLOCATION_ID;
 use crate::nbd::{ExportInfo, ExportListing, ExportRefusal, Exports, Handover, Mode, Negotiation, Next, RefusalCode};
 use crate::units::SessionId;
@@ -107,10 +107,9 @@ impl ExportDesk {
         let volume = volume.ok_or("the export is gone")?;
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let socket = stream.into_socket().map_err(|error| error.to_string())?;
+        let client = Client { session, socket, manners: manners(&handover), leftover, from: from.to_owned() };
+        volume.adopt_client(client, place)?;
         info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, "NBD client connected");
-        volume.client_adopted(session, from, place);
-        let manners = manners(&handover);
-        volume.post(Letter::AdoptClient { session, socket, manners, leftover, from: from.to_owned() });
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! control plane with it.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::arbiter;
 use super::config::{CopySpec, VolumeSpec};
 use super::events::{EventHub, Happening, ResyncEvent};
 use super::status::{millis, part, percent, rate};
-use crate::dataplane::mailbox::{Letter, News, State};
+use crate::dataplane::mailbox::{ClientManners, Letter, News, State};
 use crate::units::{ClusterId, ConnectionId, DiskInstance, PeerNo, SessionId, Ticket, VolumeId};
 use crate::volume::io::{Command, Refusal, Report, ResyncView};
 
@@ -46,9 +47,18 @@ pub(super) struct VolumeHandle {
     /// Told when the volume's thread ended.
     pub(super) end_news: Notify,
     pub(super) events: EventHub,
-    post: Box<dyn Fn(Letter) + Send + Sync>,
+    post: Box<dyn Fn(Letter) -> Result<(), String> + Send + Sync>,
     next_ticket: AtomicU64,
     book: Mutex<Book>,
+}
+
+/// A client that has finished its negotiation; as [`Letter::AdoptClient`].
+pub(super) struct Client {
+    pub(super) session: SessionId,
+    pub(super) socket: OwnedFd,
+    pub(super) manners: ClientManners,
+    pub(super) leftover: Vec<u8>,
+    pub(super) from: String,
 }
 
 /// What is open at the moment.
@@ -70,7 +80,7 @@ impl VolumeHandle {
         copy: CopySpec,
         identity: CopyIdentity,
         events: EventHub,
-        post: impl Fn(Letter) + Send + Sync + 'static,
+        post: impl Fn(Letter) -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
         Self {
             peers: spec.peers_of(&copy.node).map(str::to_owned).collect(),
@@ -101,8 +111,11 @@ impl VolumeHandle {
     }
 
     /// Gives a letter to the volume's thread.
-    pub(super) fn post(&self, letter: Letter) {
-        (self.post)(letter);
+    ///
+    /// # Errors
+    /// Why it was not taken; a socket in it is then closed.
+    pub(super) fn post(&self, letter: Letter) -> Result<(), String> {
+        (self.post)(letter)
     }
 
     /// How things are now.
@@ -139,7 +152,7 @@ impl VolumeHandle {
         book.states.retain(|_, waiter| !waiter.is_closed());
         book.states.insert(ticket, sender);
         drop(book);
-        self.post(Letter::Ask { ticket });
+        self.post(Letter::Ask { ticket })?;
         Ok((ticket, receiver))
     }
 
@@ -157,7 +170,10 @@ impl VolumeHandle {
             book.answers.retain(|_, waiter| !waiter.is_closed());
             book.answers.insert(ticket, sender);
             drop(book);
-            self.post(Letter::Command { ticket, command });
+            if let Err(why) = self.post(Letter::Command { ticket, command }) {
+                warn!(volume = self.name(), why, "a command was not taken");
+                self.book().answers.remove(&ticket);
+            }
         }
         receiver
     }
@@ -171,17 +187,42 @@ impl VolumeHandle {
         self.book().links.contains_key(&peer)
     }
 
-    /// Remembers the link that was just handed over.
-    pub(super) fn link_adopted(&self, peer: PeerNo, connection: ConnectionId) {
+    /// Hands a link over.
+    ///
+    /// # Errors
+    /// As [`VolumeHandle::post`].
+    pub(super) fn adopt_link(
+        &self,
+        peer: PeerNo,
+        connection: ConnectionId,
+        instance: DiskInstance,
+        socket: OwnedFd,
+    ) -> Result<(), String> {
+        // Noted first: the news that it is closed again may come at any time after the letter.
         self.book().links.insert(peer, connection);
+        if let Err(why) = self.post(Letter::AdoptLink { peer, connection, instance, socket }) {
+            self.book().links.remove(&peer);
+            return Err(why);
+        }
         self.events.tell(self.name(), Happening::LinkUp { peer: self.peer_name(peer).to_owned() });
         self.link_news.notify_waiters();
+        Ok(())
     }
 
-    /// Remembers a client that was just handed over; its place is free again when it is gone.
-    pub(super) fn client_adopted(&self, session: SessionId, from: &str, place: OwnedSemaphorePermit) {
+    /// Hands a client over; its place is free again when it is gone.
+    ///
+    /// # Errors
+    /// As [`VolumeHandle::post`].
+    pub(super) fn adopt_client(&self, client: Client, place: OwnedSemaphorePermit) -> Result<(), String> {
+        let Client { session, socket, manners, leftover, from } = client;
         self.book().clients.insert(session, place);
-        self.events.tell(self.name(), Happening::ClientConnected { session: session.0, from: from.to_owned() });
+        let letter = Letter::AdoptClient { session, socket, manners, leftover, from: from.clone() };
+        if let Err(why) = self.post(letter) {
+            self.book().clients.remove(&session);
+            return Err(why);
+        }
+        self.events.tell(self.name(), Happening::ClientConnected { session: session.0, from });
+        Ok(())
     }
 
     /// Takes in what the volume's thread says.

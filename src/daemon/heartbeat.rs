@@ -194,7 +194,8 @@ impl Heartbeat {
         for (volume_id, view) in &beat.views {
             let volume = self.volumes.iter().find(|volume| volume.identity.volume == *volume_id);
             if let Some((volume, peer)) = volume.and_then(|volume| Some((volume, volume.peer_no(&beat.node)?))) {
-                volume.post(Letter::PeerSeen { peer, view: *view });
+                // A volume that does not keep up hears the next one.
+                let _ = volume.post(Letter::PeerSeen { peer, view: *view });
             }
         }
     }

@@ -20,7 +20,6 @@ use super::config::{Config, Node};
 use super::handle::VolumeHandle;
 use super::hello_exchange::{self, ExchangeError};
 use super::identity::random_u64;
-use crate::dataplane::mailbox::Letter;
 use crate::units::{ClusterId, DiskInstance, PeerNo, VolumeId};
 use crate::wire::Hello;
 
@@ -223,11 +222,7 @@ fn adopt(volume: &VolumeHandle, slot: PeerNo, mine: &Hello, theirs: &Hello, stre
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     let socket: OwnedFd = stream.into_std()?.into();
-    let connection = mine.connection(theirs);
-    // Noted first: the news that it is closed again may come at any time after the letter.
-    volume.link_adopted(slot, connection);
-    volume.post(Letter::AdoptLink { peer: slot, connection, instance: theirs.instance, socket });
-    Ok(())
+    volume.adopt_link(slot, mine.connection(theirs), theirs.instance, socket).map_err(std::io::Error::other)
 }
 
 /// Between half and all of `backoff`, so that two nodes do not keep step.
