@@ -26,7 +26,13 @@ impl Volume {
         // The metadata may be on the failed disk, and a commit may be under way; nothing is written to it any more.
         self.book.change_in_memory(|superblock| superblock.disk = DiskState::Failed);
         self.book.abandon();
-        Self::changed("disk", old, DiskState::Failed, format!("{what} failed: {error}; replace the disk and run `repblk init` on it"), out);
+        Self::changed(
+            "disk",
+            old,
+            DiskState::Failed,
+            format!("{what} failed: {error}; replace the disk and run `repblk init` on it"),
+            out,
+        );
         self.give_stream_up(out);
         let errno = u32::try_from(error.errno).unwrap_or(0);
         match self.role {
@@ -46,9 +52,9 @@ impl Volume {
         use super::roles::Transition;
         let ticket = match std::mem::replace(&mut self.transition, Transition::None) {
             Transition::Claiming { ticket, .. } | Transition::Promoting { ticket } => ticket,
-            Transition::Draining { ticket, .. } | Transition::Recording { ticket, .. } | Transition::Offering { ticket, .. } => {
-                Some(ticket)
-            }
+            Transition::Draining { ticket, .. }
+            | Transition::Recording { ticket, .. }
+            | Transition::Offering { ticket, .. } => Some(ticket),
             Transition::None | Transition::Ended => None,
         };
         let refused = super::io::Refusal {
@@ -114,7 +120,7 @@ impl Volume {
     }
 
     /// The peer is lost before it has recorded it: no copy is left.
-    pub(super) fn detach_lost(&mut self, _now: Moment, peer: PeerNo, out: &mut Effects) {
+    pub(super) fn detach_lost(&mut self, peer: PeerNo, out: &mut Effects) {
         if self.detaching.is_some_and(|(to, _)| to == peer) {
             self.detaching = None;
             self.release_detached(out);

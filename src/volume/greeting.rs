@@ -14,7 +14,14 @@ use crate::wire::Message;
 use crate::wire::message::{Greeting, Verdict as WireVerdict};
 
 impl Volume {
-    pub(super) fn link_up(&mut self, now: Moment, peer: PeerNo, connection: ConnectionId, instance: DiskInstance, out: &mut Effects) {
+    pub(super) fn link_up(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        connection: ConnectionId,
+        instance: DiskInstance,
+        out: &mut Effects,
+    ) {
         if self.peer(peer).connection().is_some() {
             self.lose_link(now, peer, "replaced by a newer link".into(), out);
         }
@@ -81,7 +88,9 @@ impl Volume {
 
     pub(super) fn greeting_heard(&mut self, now: Moment, peer: PeerNo, heard: Box<Greeting>, out: &mut Effects) {
         match &mut self.peer_mut(peer).link {
-            Link::Greeting { theirs: theirs @ None, instance, .. } if *instance == heard.instance => *theirs = Some(heard),
+            Link::Greeting { theirs: theirs @ None, instance, .. } if *instance == heard.instance => {
+                *theirs = Some(heard)
+            }
             _ => {
                 self.drop_link(now, peer, "protocol error: a greeting that does not fit".into(), out);
                 return;
@@ -91,7 +100,8 @@ impl Volume {
     }
 
     fn judge(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
-        let Link::Greeting { connection, instance, mine: Some(mine), theirs: Some(theirs) } = &self.peer(peer).link else {
+        let Link::Greeting { connection, instance, mine: Some(mine), theirs: Some(theirs) } = &self.peer(peer).link
+        else {
             return;
         };
         let (connection, said, theirs) = (*connection, **mine, theirs.clone());
@@ -114,14 +124,19 @@ impl Volume {
         let (rule, verdict, theirs, connection) = (*rule, *verdict, theirs.clone(), *connection);
         let expected = WireVerdict { rule: rule.number(), part: verdict.mirrored().number() };
         if heard != expected {
-            let why = format!("the two nodes disagree: this one says {} by rule {}, the peer rule {}", word(verdict), rule.name(), heard.rule);
+            let why = format!(
+                "the two nodes disagree: this one says {} by rule {}, the peer rule {}",
+                word(verdict),
+                rule.name(),
+                heard.rule
+            );
             self.drop_link(now, peer, why, out);
             return;
         }
         match verdict {
             Verdict::Refuse | Verdict::SplitBrain => self.refuse(now, peer, rule, verdict, &theirs, out),
             Verdict::Even | Verdict::Wait | Verdict::Source { .. } | Verdict::Target { .. } => {
-                self.accept(now, peer, connection, rule, verdict, theirs, out);
+                self.accept(now, (peer, connection), (rule, verdict), theirs, out);
             }
         }
     }
@@ -129,10 +144,8 @@ impl Volume {
     fn accept(
         &mut self,
         now: Moment,
-        peer: PeerNo,
-        connection: ConnectionId,
-        rule: SyncRule,
-        verdict: Verdict,
+        (peer, connection): (PeerNo, ConnectionId),
+        (rule, verdict): (SyncRule, Verdict),
         theirs: Box<Greeting>,
         out: &mut Effects,
     ) {
@@ -149,14 +162,15 @@ impl Volume {
         let link = self.peer_mut(peer);
         (link.role, link.disk) = (Some(role), Some(disk));
         link.progress = now;
+        link.since = now;
         link.why.clear();
         link.link = Link::Up { connection, sync: Sync::Wait, theirs };
         let why = format!("rule {}: {}", rule.name(), word(verdict));
         Self::changed(&format!("peer {name}"), old, "connected", why, out);
         match verdict {
             Verdict::Even => self.becomes_even(now, peer, rule.name(), out),
-            Verdict::Source { full } => self.source_begins(now, peer, full, out),
-            Verdict::Target { full } => self.target_offers(now, peer, full, out),
+            Verdict::Source { full } => self.source_begins(peer, full, out),
+            Verdict::Target { full } => self.target_offers(peer, full, out),
             Verdict::Wait | Verdict::SplitBrain | Verdict::Refuse => {}
         }
         if role == Role::Primary {
@@ -197,7 +211,15 @@ impl Volume {
         }
     }
 
-    fn refuse(&mut self, now: Moment, peer: PeerNo, rule: SyncRule, verdict: Verdict, theirs: &Greeting, out: &mut Effects) {
+    fn refuse(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        rule: SyncRule,
+        verdict: Verdict,
+        theirs: &Greeting,
+        out: &mut Effects,
+    ) {
         let why = match verdict {
             Verdict::SplitBrain => format!("split brain (rule {})", rule.name()),
             _ => format!("refused by rule {}", rule.name()),
@@ -216,7 +238,10 @@ impl Volume {
     fn split_detail(&self, peer: PeerNo, rule: SyncRule, theirs: &Greeting) -> String {
         let superblock = self.book.get();
         let side = |who: &str, g: GenerationId, dirty: u64, role: Role| {
-            format!("{who} is {role} at generation {g} with {dirty} blocks ({} MiB) changed since they parted", dirty * 4 / 1024)
+            format!(
+                "{who} is {role} at generation {g} with {dirty} blocks ({} MiB) changed since they parted",
+                dirty * 4 / 1024
+            )
         };
         let ancestor = superblock.lineage.common_ancestor(&theirs.lineage);
         format!(

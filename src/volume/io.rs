@@ -407,6 +407,8 @@ pub struct PeerSnapshot {
     pub name: String,
     /// `connected`, `connecting`, `negotiating`, `standalone`.
     pub connection: &'static str,
+    /// For how long.
+    pub since: Duration,
     /// `established`, `source`, `target`, `paused`, `off`.
     pub replication: &'static str,
     /// Its disk, as last heard.

@@ -81,9 +81,8 @@ impl Volume {
         let evicted: Vec<_> =
             self.hot.waiting(activity_log::UPDATES_MAX).iter().filter_map(|change| change.old).collect();
         let ranges: Vec<_> = evicted.into_iter().map(|extent| self.hot.range_of(extent, self.data_len)).collect();
-        let touched = |page: u64, peer: &super::Peer| {
-            ranges.iter().any(|&range| peer.bitmap.modified_in(range).contains(&page))
-        };
+        let touched =
+            |page: u64, peer: &super::Peer| ranges.iter().any(|&range| peer.bitmap.modified_in(range).contains(&page));
         let needed = self.peers.iter().any(|peer| (0..peer.bitmap.disk_pages()).any(|page| touched(page, peer)));
         if needed || self.bitmap_commit.is_some() {
             if self.bitmap_commit.is_none() {
@@ -140,7 +139,11 @@ impl Volume {
         for peer in self.peer_numbers() {
             let slot = self.slot(peer);
             let known = matches!(self.peer(peer).link, Link::Up { .. });
-            if known && self.record(peer).full && self.bitmap_commit.is_none() && self.peer(peer).bitmap.modified_count() == 0 {
+            if known
+                && self.record(peer).full
+                && self.bitmap_commit.is_none()
+                && self.peer(peer).bitmap.modified_count() == 0
+            {
                 self.book.change(|superblock| superblock.peers[slot].full = false);
             }
         }
@@ -235,7 +238,9 @@ impl Volume {
             }
             Op::StreamWrite { seq } => self.stream_written(now, seq, plain, out),
             Op::StreamFlush { covers } => self.stream_flushed(now, covers, plain, out),
-            Op::PeerRead { peer, connection, id, len } => self.answer_peer_read((peer, connection), (id, len), result, out),
+            Op::PeerRead { peer, connection, id, len } => {
+                self.answer_peer_read((peer, connection), (id, len), result, out)
+            }
             Op::RemoteRead { .. } | Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }

@@ -45,7 +45,9 @@ impl Volume {
                 self.stream_says(now, peer, term, &message, buf, out);
             }
             Message::StreamStart { after } => self.stream_started(now, peer, term, after, out),
-            Message::Ack { received, written, stable } => self.acknowledged(now, peer, (received, written, stable), out),
+            Message::Ack { received, written, stable } => {
+                self.acknowledged(now, peer, (received, written, stable), out)
+            }
             Message::DiskFailed { errno } => {
                 self.peer_mut(peer).disk = Some(DiskState::Failed);
                 self.drop_link(now, peer, format!("its disk failed (error {errno})"), out);
@@ -63,7 +65,7 @@ impl Volume {
             Message::Read { id, range } => self.peer_reads(now, peer, connection, id, range, out),
             Message::ReadDone { id, errno } => self.peer_has_read(now, peer, id, errno, buf, out),
             Message::Claim { term } => self.claimed(peer, term, out),
-            Message::Grant { term } => self.granted(now, peer, term, out),
+            Message::Grant { term } => self.granted(term, out),
             Message::Deny { term, rule } => self.denied(now, peer, term, rule, out),
             Message::Offer { term } => self.offered(now, peer, term, out),
             Message::State { role, disk } => self.peer_state(now, peer, role, disk, out),
@@ -96,7 +98,13 @@ impl Volume {
         }
     }
 
-    fn acknowledged(&mut self, now: Moment, peer: PeerNo, (received, written, stable): (Seq, Seq, Seq), out: &mut Effects) {
+    fn acknowledged(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        (received, written, stable): (Seq, Seq, Seq),
+        out: &mut Effects,
+    ) {
         let last = self.log.last();
         let mode = self.config.mode;
         let link = self.peer_mut(peer);
@@ -138,7 +146,7 @@ impl Volume {
     }
 
     /// Lets everything out of the log that is stable on every copy it went to.
-    pub(super) fn pump_log(&mut self, _now: Moment, _out: &mut Effects) {
+    pub(super) fn pump_log(&mut self) {
         let mut stable = self.log.last();
         if self.local_ok {
             stable = stable.min(self.local.stable);
@@ -156,11 +164,9 @@ impl Volume {
                 if !peer.bitmap.is_empty() {
                     peer.bitmap.clear(entry.range);
                 }
-                if let Some(Sync::SourceRunning(outgoing)) = peer.sync_mut() {
-                    if entry.resync.is_some() {
-                        outgoing.unstable -= entry.range.len();
-                        outgoing.done += entry.range.len();
-                    }
+                if let (Some(_), Some(Sync::SourceRunning(outgoing))) = (entry.resync, peer.sync_mut()) {
+                    outgoing.unstable -= entry.range.len();
+                    outgoing.done += entry.range.len();
                 }
             }
         }
@@ -179,14 +185,15 @@ impl Volume {
         let name = self.peer(peer).name.clone();
         let old_word = self.peer(peer).connection_word();
         let was_up = matches!(self.peer(peer).link, Link::Up { .. });
-        self.forget_sync(peer, out);
+        self.forget_sync(peer);
         let link = self.peer_mut(peer);
         link.link = Link::Down;
+        link.since = now;
         link.role = None;
         link.why.clone_from(&why);
         let cursor = link.cursor.take();
         if let Some(cursor) = cursor {
-            self.unstable_becomes_dirty(peer, cursor, out);
+            self.unstable_becomes_dirty(peer, cursor);
         }
         if was_up {
             let new_word = self.peer(peer).connection_word();
@@ -194,18 +201,18 @@ impl Volume {
         }
         self.stream_lost(peer);
         self.fail_remote_reads(peer, out);
-        self.detach_lost(now, peer, out);
+        self.detach_lost(peer, out);
         self.transition_lost(peer, out);
         let in_sync = !self.record(peer).base.is_some();
         if self.role == Role::Primary && in_sync && self.local_ok && !self.book.get().lineage.is_fresh() {
-            self.exclude(now, peer, out);
+            self.exclude(peer, out);
         } else if let Some(floor) = self.peer_mut(peer).share_floor.take() {
             self.give_shares_up(floor, None, out);
         }
     }
 
     /// What the peer acknowledged but may not have made stable, and what it may not even have: dirty.
-    fn unstable_becomes_dirty(&mut self, peer: PeerNo, cursor: Cursor, out: &mut Effects) {
+    fn unstable_becomes_dirty(&mut self, peer: PeerNo, cursor: Cursor) {
         let entries: Vec<(Seq, crate::volume::transfer_log::Entry)> =
             self.log.above(cursor.stable.max(cursor.joined)).map(|(seq, entry)| (seq, *entry)).collect();
         for (seq, entry) in entries {
@@ -213,22 +220,19 @@ impl Volume {
             if entry.resync == Some(peer) && seq > cursor.written {
                 self.release_range(entry.range);
             }
-            if entry.resync.is_none() && seq > cursor.received {
-                if let Some(segment) = entry.segment {
-                    self.copy_lost(segment);
-                }
+            if let Some(segment) = entry.segment.filter(|_| seq > cursor.received) {
+                self.copy_lost(segment);
             }
         }
         self.peer_mut(peer).backlog_bytes = 0;
-        let _ = out;
     }
 
     /// Starts to go on without a peer that could be promoted with what it has.
-    pub(super) fn exclude(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
+    pub(super) fn exclude(&mut self, peer: PeerNo, out: &mut Effects) {
         let last = self.log.last();
         let link = self.peer_mut(peer);
         link.share_floor = Some(link.share_floor.unwrap_or(last));
-        link.exclusion = Some(Exclusion { durable: false, allowed: false, since: now });
+        link.exclusion = Some(Exclusion { durable: false, allowed: false });
         self.leave_behind(Some(Then::Excluded(peer)), "a peer that was in sync is gone", out);
         let term = self.term();
         out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
@@ -238,8 +242,11 @@ impl Volume {
     pub(super) fn leave_behind(&mut self, then: Option<Then>, why: &str, out: &mut Effects) {
         let next = self.mint();
         let fresh = self.book.get().lineage.is_fresh();
-        let absent: Vec<usize> =
-            self.peer_numbers().filter(|&p| fresh || !matches!(self.peer(p).link, Link::Up { .. })).map(|p| self.slot(p)).collect();
+        let absent: Vec<usize> = self
+            .peer_numbers()
+            .filter(|&p| fresh || !matches!(self.peer(p).link, Link::Up { .. }))
+            .map(|p| self.slot(p))
+            .collect();
         let old = self.book.get().lineage.current;
         let how = |superblock: &mut crate::meta::Superblock| {
             for slot in absent {
@@ -285,7 +292,13 @@ impl Volume {
         let floor = link.share_floor.take().expect("an exclusion holds shares");
         let name = link.name.clone();
         self.give_shares_up(floor, None, out);
-        Self::changed(&format!("replication {name}"), "established", "off", "this node goes on alone; its writes are recorded as dirty", out);
+        Self::changed(
+            &format!("replication {name}"),
+            "established",
+            "off",
+            "this node goes on alone; its writes are recorded as dirty",
+            out,
+        );
     }
 
     /// Drops peers that are silent or make no progress; pings those that are idle.
@@ -337,7 +350,15 @@ impl Volume {
         Some([Some(later(silent)), Some(ping), stalled.map(later)].into_iter().flatten().min().unwrap_or(ping))
     }
 
-    fn peer_reads(&mut self, now: Moment, peer: PeerNo, connection: ConnectionId, id: u64, range: ByteRange, out: &mut Effects) {
+    fn peer_reads(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        connection: ConnectionId,
+        id: u64,
+        range: ByteRange,
+        out: &mut Effects,
+    ) {
         if range.end() > self.data_len {
             self.drop_link(now, peer, "protocol error: it reads past the end".into(), out);
         } else if self.local_ok {
@@ -388,7 +409,13 @@ impl Volume {
     }
 
     /// A heartbeat came. A secondary that learns that the primary goes on without it knows that it is Outdated.
-    pub(super) fn peer_seen(&mut self, now: Moment, peer: PeerNo, view: crate::volume::io::PeerView, out: &mut Effects) {
+    pub(super) fn peer_seen(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        view: crate::volume::io::PeerView,
+        out: &mut Effects,
+    ) {
         self.peer_mut(peer).seen = Some((now, view));
         let lineage = self.book.get().lineage;
         let left_behind = view.role == Role::Primary

@@ -124,12 +124,31 @@ enum Op {
     SegmentWrite(SegmentId),
     HostRead(RequestId),
     /// A piece of a read asked of a peer; its id on the wire is the op's.
-    RemoteRead { request: RequestId, piece: u32, peer: PeerNo },
-    LocalFlush { covers: Seq },
-    ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
-    StreamWrite { seq: Seq },
-    StreamFlush { covers: Seq },
-    PeerRead { peer: PeerNo, connection: ConnectionId, id: u64, len: u32 },
+    RemoteRead {
+        request: RequestId,
+        piece: u32,
+        peer: PeerNo,
+    },
+    LocalFlush {
+        covers: Seq,
+    },
+    ResyncRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        range: ByteRange,
+    },
+    StreamWrite {
+        seq: Seq,
+    },
+    StreamFlush {
+        covers: Seq,
+    },
+    PeerRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        id: u64,
+        len: u32,
+    },
     Superblock,
     LogCommit,
     BitmapCommit,
@@ -190,6 +209,7 @@ pub struct Volume {
     ops: Slab<Op>,
     frozen_since: Option<Moment>,
     resync_reported: Moment,
+    resync_pumped: Moment,
     mirrored_bytes: u64,
     resynced_bytes: u64,
     notes: Vec<String>,
@@ -267,6 +287,7 @@ impl Volume {
             ops: Slab::default(),
             frozen_since: None,
             resync_reported: Moment(0),
+            resync_pumped: Moment(0),
             mirrored_bytes: 0,
             resynced_bytes: 0,
             notes: notes.iter().map(ToString::to_string).collect(),
@@ -322,6 +343,7 @@ impl Volume {
         at(self.transition.deadline());
         at(self.idle_barrier_due());
         at(self.bitmap_flush_due());
+        at(self.resync_due());
         next
     }
 
@@ -341,12 +363,12 @@ impl Volume {
     fn settle(&mut self, now: Moment, out: &mut Effects) {
         self.attach(now, out);
         self.check_peers(now, out);
-        self.pump_log(now, out);
+        self.pump_log();
         self.pump_waiting(now, out);
         self.check_flushes(out);
         self.pump_greetings(now, out);
         self.pump_sources(now, out);
-        self.pump_stream(now, out);
+        self.pump_stream(out);
         self.pump_transition(now, out);
         self.pump_metadata(now, out);
         self.watch_frozen(now);

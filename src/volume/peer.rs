@@ -91,8 +91,6 @@ pub(crate) struct Exclusion {
     pub(crate) durable: bool,
     /// The arbiter, or whoever decides, has agreed.
     pub(crate) allowed: bool,
-    /// Since when.
-    pub(crate) since: Moment,
 }
 
 /// A peer.
@@ -132,6 +130,8 @@ pub(crate) struct Peer {
     pub(crate) pinged: Moment,
     /// When it last made progress, or last had nothing to do.
     pub(crate) progress: Moment,
+    /// When the link was last won or lost.
+    pub(crate) since: Moment,
     /// Why there is no link or no replication.
     pub(crate) why: String,
     /// The operator gives this node's copy up in favour of the peer's.
@@ -159,6 +159,7 @@ impl Peer {
             heard: Moment(0),
             pinged: Moment(0),
             progress: Moment(0),
+            since: Moment(0),
             why: "no link yet".into(),
             discard: false,
         }
@@ -199,7 +200,13 @@ impl Peer {
     pub(crate) fn is_target(&self) -> bool {
         matches!(
             self.sync(),
-            Some(Sync::SourceCollecting | Sync::SourceStarting | Sync::SourceRunning(_) | Sync::SourceClosing | Sync::SourceConfirming)
+            Some(
+                Sync::SourceCollecting
+                    | Sync::SourceStarting
+                    | Sync::SourceRunning(_)
+                    | Sync::SourceClosing
+                    | Sync::SourceConfirming
+            )
         )
     }
 
@@ -232,8 +239,12 @@ impl Peer {
             None | Some(Sync::Wait) => "off",
             Some(Sync::Even | Sync::SourceConfirming) => "established",
             Some(_) if self.paused.0 || self.paused.1 => "paused",
-            Some(Sync::SourceCollecting | Sync::SourceStarting | Sync::SourceRunning(_) | Sync::SourceClosing) => "source",
-            Some(Sync::TargetOffering | Sync::TargetPreparing(_) | Sync::TargetRunning(_) | Sync::TargetClosing) => "target",
+            Some(Sync::SourceCollecting | Sync::SourceStarting | Sync::SourceRunning(_) | Sync::SourceClosing) => {
+                "source"
+            }
+            Some(Sync::TargetOffering | Sync::TargetPreparing(_) | Sync::TargetRunning(_) | Sync::TargetClosing) => {
+                "target"
+            }
         }
     }
 }

@@ -38,17 +38,8 @@ impl Volume {
     ) {
         assert!(range.end() <= self.data_len, "the shell has checked the range");
         self.host_active = now;
-        let request = Request {
-            session,
-            tag,
-            op,
-            range,
-            fua,
-            pending: 0,
-            failed: false,
-            orphan: false,
-            pieces: Vec::new(),
-        };
+        let request =
+            Request { session, tag, op, range, fua, pending: 0, failed: false, orphan: false, pieces: Vec::new() };
         let id = self.requests.insert(request);
         if self.role != Role::Primary {
             self.reply(id, Err(HostError::NotPrimary), None, out);
@@ -88,11 +79,9 @@ impl Volume {
         while !rest.is_empty() {
             let (range, tail) = rest.split_at(unit - rest.start() % unit);
             let change = match op {
-                HostOp::Write { buf } => Change::Write(BufSlice {
-                    buf,
-                    offset: narrow(range.start() - start),
-                    len: narrow(range.len()),
-                }),
+                HostOp::Write { buf } => {
+                    Change::Write(BufSlice { buf, offset: narrow(range.start() - start), len: narrow(range.len()) })
+                }
                 HostOp::Zero { unmap } => Change::Zero { unmap },
                 HostOp::Trim | HostOp::Read | HostOp::Flush => Change::Trim,
             };
@@ -124,7 +113,9 @@ impl Volume {
         if self.in_flight.is_held(held) {
             return Admission::Conflict;
         }
-        if self.log.len() + self.warming.len() >= self.config.limits.log_entries || !self.backlog_has_room(now, segment.range.len()) {
+        if self.log.len() + self.warming.len() >= self.config.limits.log_entries
+            || !self.backlog_has_room(now, segment.range.len())
+        {
             self.stable_goal = self.log.last();
             return Admission::NoRoom;
         }
@@ -172,7 +163,8 @@ impl Volume {
 
     fn launch(&mut self, now: Moment, id: SegmentId, out: &mut Effects) {
         let Segment { range, change, request, .. } = *self.segments.get(id);
-        let entry = Entry { range, segment: Some(id), local_written: !self.local_ok, logged: self.local_ok, resync: None };
+        let entry =
+            Entry { range, segment: Some(id), local_written: !self.local_ok, logged: self.local_ok, resync: None };
         let seq = self.log.push(entry);
         let mut shares = u32::from(self.local_ok || self.detaching.is_some());
         let mut copies = u32::from(self.local_ok);
@@ -224,7 +216,13 @@ impl Volume {
     }
 
     /// The local disk has written a segment, or failed to.
-    pub(super) fn segment_written(&mut self, now: Moment, id: SegmentId, result: Result<(), DiskError>, out: &mut Effects) {
+    pub(super) fn segment_written(
+        &mut self,
+        now: Moment,
+        id: SegmentId,
+        result: Result<(), DiskError>,
+        out: &mut Effects,
+    ) {
         let Stage::Launched { seq, .. } = self.segments.get(id).stage else {
             unreachable!("only a launched segment is written");
         };
@@ -305,12 +303,20 @@ impl Volume {
     }
 
     /// The local disk has read, or failed to.
-    pub(super) fn host_read_done(&mut self, id: RequestId, result: Result<Option<BufId>, DiskError>, out: &mut Effects) {
+    pub(super) fn host_read_done(
+        &mut self,
+        id: RequestId,
+        result: Result<Option<BufId>, DiskError>,
+        out: &mut Effects,
+    ) {
         match result {
             Ok(buf) => self.reply(id, Ok(()), buf, out),
             Err(error) => {
                 Self::note(
-                    format!("the local disk cannot be read at {:?}: {error}; the peer is asked instead", self.requests.get(id).range),
+                    format!(
+                        "the local disk cannot be read at {:?}: {error}; the peer is asked instead",
+                        self.requests.get(id).range
+                    ),
                     true,
                     out,
                 );
@@ -321,7 +327,9 @@ impl Volume {
 
     /// Reads from a peer that holds everything.
     fn read_remotely(&mut self, id: RequestId, out: &mut Effects) {
-        let Some(peer) = self.peer_numbers().find(|&peer| self.peer(peer).is_even() && self.peer(peer).cursor.is_some()) else {
+        let Some(peer) =
+            self.peer_numbers().find(|&peer| self.peer(peer).is_even() && self.peer(peer).cursor.is_some())
+        else {
             self.reply(id, Err(HostError::Io), None, out);
             return;
         };
@@ -376,7 +384,13 @@ impl Volume {
         }
     }
 
-    pub(super) fn reply(&mut self, id: RequestId, result: Result<(), HostError>, buf: Option<BufId>, out: &mut Effects) {
+    pub(super) fn reply(
+        &mut self,
+        id: RequestId,
+        result: Result<(), HostError>,
+        buf: Option<BufId>,
+        out: &mut Effects,
+    ) {
         self.reply_with(id, result, buf, Vec::new(), out);
     }
 

@@ -166,9 +166,8 @@ fn equal_generation(mine: &Greeting, theirs: &Greeting, full: bool) -> (SyncRule
         let (last, other) = if mine.was_primary { (mine, theirs) } else { (theirs, mine) };
         // In async mode only the last primary may hold acknowledged writes that the other lacks. In the other modes the
         // copy that kept its cache holds every acknowledged write, and the one that lost it may lack unflushed ones.
-        let survivor_knows_more = last.mode != Mode::Async
-            && last.continuity == Continuity::Lost
-            && other.continuity != Continuity::Lost;
+        let survivor_knows_more =
+            last.mode != Mode::Async && last.continuity == Continuity::Lost && other.continuity != Continuity::Lost;
         let rule = if survivor_knows_more { SyncRule::EqualSurvivor } else { SyncRule::EqualLastPrimary };
         return toward(rule, mine.was_primary != survivor_knows_more, full, mine, theirs);
     }
@@ -252,8 +251,13 @@ mod tests {
             child.advance(GenerationId(first));
             let mut grandchild = child;
             grandchild.advance(GenerationId(first + 1));
-            [Lineage::default(), Lineage::starting_with(GenerationId(1)), child, grandchild,
-             Lineage::starting_with(GenerationId(first + 50))]
+            [
+                Lineage::default(),
+                Lineage::starting_with(GenerationId(1)),
+                child,
+                grandchild,
+                Lineage::starting_with(GenerationId(first + 50)),
+            ]
         };
         let mut sides = [Vec::new(), Vec::new()];
         for (side, out) in sides.iter_mut().enumerate() {

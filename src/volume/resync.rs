@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::units::{BLOCK_SIZE, Moment, Seq};
+use crate::units::{BLOCK_SIZE, Moment};
 
 /// Longest run of dirty blocks sent as one, in blocks: 512 KiB.
 pub(crate) const RUN_BLOCKS_MAX: u64 = 128;
@@ -22,16 +22,12 @@ pub(crate) struct Outgoing {
     pub(crate) reading: u64,
     /// Bytes sent and not yet stable on both copies.
     pub(crate) unstable: u64,
-    /// The last resync write sent.
-    pub(crate) last_sent: Seq,
     /// When it began.
     pub(crate) began: Moment,
     /// Dirty bytes when it began.
     pub(crate) total: u64,
     /// Bytes stable on both copies.
     pub(crate) done: u64,
-    /// A look around found only blocks that others hold.
-    pub(crate) starved: bool,
     pace: Pace,
 }
 
@@ -42,11 +38,9 @@ impl Outgoing {
             from_block: 0,
             reading: 0,
             unstable: 0,
-            last_sent: Seq(0),
             began: now,
             total: dirty_blocks * BLOCK_SIZE,
             done: 0,
-            starved: false,
             pace: Pace::new(now, limits),
         }
     }
@@ -61,18 +55,13 @@ impl Outgoing {
     /// Less than the guaranteed rate was reached so far: the host must give way.
     fn is_starving(&self, now: Moment) -> bool {
         let elapsed_ms = u64::try_from(now.since(self.began).as_millis()).unwrap_or(u64::MAX);
-        self.done < self.pace.limits.rate_min.saturating_mul(elapsed_ms) / 1000
+        self.done + self.unstable + self.reading < self.pace.limits.rate_min.saturating_mul(elapsed_ms) / 1000
     }
 
     /// Takes `bytes` from the allowance.
     pub(crate) fn took(&mut self, bytes: u64) {
         self.reading += bytes;
         self.pace.take(bytes);
-    }
-
-    /// When the allowance lets the next run pass, if it does not now.
-    pub(crate) fn next_allowed(&self) -> Option<Moment> {
-        self.pace.next_allowed()
     }
 
     /// True when so much waits for stability that it should be asked for.
@@ -137,14 +126,6 @@ impl Pace {
             self.tokens -= covered;
             self.debt += bytes - covered;
         }
-    }
-
-    fn next_allowed(&self) -> Option<Moment> {
-        if self.debt == 0 {
-            return None;
-        }
-        let wait = u128::from(self.debt) * 1_000_000_000 / u128::from(self.limits.rate_max.max(1)) + 1;
-        Some(self.filled.after(Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))))
     }
 }
 

@@ -40,15 +40,34 @@ pub(super) enum Goal {
 pub(super) enum Transition {
     None,
     /// A peer's consent is awaited.
-    Claiming { ticket: Option<Ticket>, term: Term, peer: PeerNo, until: Moment },
+    Claiming {
+        ticket: Option<Ticket>,
+        term: Term,
+        peer: PeerNo,
+        until: Moment,
+    },
     /// Being primary is being made durable.
-    Promoting { ticket: Option<Ticket> },
+    Promoting {
+        ticket: Option<Ticket>,
+    },
     /// Requests are held; what is under way becomes stable.
-    Draining { ticket: Ticket, goal: Goal, until: Moment },
+    Draining {
+        ticket: Ticket,
+        goal: Goal,
+        until: Moment,
+    },
     /// Being secondary, or the end, is being made durable.
-    Recording { ticket: Ticket, goal: Goal },
+    Recording {
+        ticket: Ticket,
+        goal: Goal,
+    },
     /// The peer was asked to take over.
-    Offering { ticket: Ticket, term: Term, peer: PeerNo, until: Moment },
+    Offering {
+        ticket: Ticket,
+        term: Term,
+        peer: PeerNo,
+        until: Moment,
+    },
     /// The end is recorded: nothing happens any more.
     Ended,
 }
@@ -97,8 +116,8 @@ impl Volume {
                 }
                 return;
             }
-            Command::Demote { disconnect_clients } => self.demote(now, ticket, disconnect_clients, out),
-            Command::Switchover => self.switchover(now, ticket, out),
+            Command::Demote { disconnect_clients } => self.demote(now, ticket, disconnect_clients),
+            Command::Switchover => self.switchover(now, ticket),
             Command::Shutdown => {
                 self.drain(now, ticket, Goal::Shutdown);
                 Ok(false)
@@ -135,10 +154,18 @@ impl Volume {
             return Err(refusal(Rule::AlreadyPrimary, "this node is primary already", "Nothing needs to be done"));
         }
         if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
-            return Err(refusal(Rule::Busy, "a change of role, the start, or the last writes of the old primary are still under way", "Ask again in a moment"));
+            return Err(refusal(
+                Rule::Busy,
+                "a change of role, the start, or the last writes of the old primary are still under way",
+                "Ask again in a moment",
+            ));
         }
         if !self.local_ok {
-            return Err(refusal(Rule::DiskFailed, "this node's disk failed", "Promote the other node, then replace the disk"));
+            return Err(refusal(
+                Rule::DiskFailed,
+                "this node's disk failed",
+                "Promote the other node, then replace the disk",
+            ));
         }
         for peer in &self.peers {
             let seen = peer.seen_within(now, HEARTBEAT_FRESH).map(|view| view.role);
@@ -167,25 +194,42 @@ impl Volume {
         let receiving = self.peers.iter().any(super::Peer::is_source);
         if receiving {
             let what = "this copy is being brought up to date from its peer";
-            return Err(refusal(Rule::Inconsistent, what, "Wait for the resync, or `repblk disconnect` first and then use --force"));
+            return Err(refusal(
+                Rule::Inconsistent,
+                what,
+                "Wait for the resync, or `repblk disconnect` first and then use --force",
+            ));
         }
         if force {
             return Ok(());
         }
         if self.book.get().lineage.is_fresh() {
             let what = "this copy never held data of this volume";
-            return Err(refusal(Rule::NoData, what, "Use --force on the one node whose present content shall become the volume's"));
+            return Err(refusal(
+                Rule::NoData,
+                what,
+                "Use --force on the one node whose present content shall become the volume's",
+            ));
         }
         let (rule, what) = match self.disk() {
             DiskState::UpToDate => return Ok(()),
             DiskState::Outdated => (Rule::Outdated, "this copy is known to lack acknowledged writes"),
             DiskState::Diverged => (Rule::Diverged, "this copy and the peer's went different ways"),
-            DiskState::Inconsistent | DiskState::Failed => (Rule::Inconsistent, "this copy is a mix of old and new blocks"),
+            DiskState::Inconsistent | DiskState::Failed => {
+                (Rule::Inconsistent, "this copy is a mix of old and new blocks")
+            }
         };
         Err(refusal(rule, what, "Promote the node with the good copy; --force here gives up what only that one has"))
     }
 
-    fn promote(&mut self, now: Moment, ticket: Option<Ticket>, force: bool, peer_is_down: bool, out: &mut Effects) -> Result<(), Refusal> {
+    fn promote(
+        &mut self,
+        now: Moment,
+        ticket: Option<Ticket>,
+        force: bool,
+        peer_is_down: bool,
+        out: &mut Effects,
+    ) -> Result<(), Refusal> {
         self.check_promote(now, force, peer_is_down)?;
         let term = self.term().next();
         let linked = self.peer_numbers().find(|&p| matches!(self.peer(p).link, Link::Up { .. }));
@@ -204,9 +248,9 @@ impl Volume {
         self.transition = Transition::Promoting { ticket };
         let fresh = self.book.get().lineage.is_fresh();
         let good = matches!(self.disk(), DiskState::UpToDate) && !fresh;
-        let left = self.peer_numbers().any(|p| {
-            !matches!(self.peer(p).link, Link::Up { .. }) && !self.record(p).base.is_some()
-        });
+        let left = self
+            .peer_numbers()
+            .any(|p| !matches!(self.peer(p).link, Link::Up { .. }) && !self.record(p).base.is_some());
         if !good && !fresh {
             // The copy lacks writes that its current generation may stand for. It must not pass for their descendant.
             let next = self.mint();
@@ -218,7 +262,11 @@ impl Volume {
                     superblock.peers[slot].base = next;
                 }
             });
-            Self::note(format!("promoted by force: generation {next} starts from this copy; what it lacks is given up"), true, out);
+            Self::note(
+                format!("promoted by force: generation {next} starts from this copy; what it lacks is given up"),
+                true,
+                out,
+            );
         } else if fresh || left {
             self.leave_behind(None, "this node becomes primary without every peer", out);
         }
@@ -290,7 +338,11 @@ impl Volume {
         }
         if let Transition::Claiming { ticket, .. } = self.transition {
             self.transition = Transition::None;
-            let result = Err(refusal(Rule::PeerGoesFirst, "the peer asked at the same moment and goes first", "Look at `repblk status`"));
+            let result = Err(refusal(
+                Rule::PeerGoesFirst,
+                "the peer asked at the same moment and goes first",
+                "Look at `repblk status`",
+            ));
             out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
         }
         self.resume = false;
@@ -300,11 +352,10 @@ impl Volume {
         });
     }
 
-    pub(super) fn granted(&mut self, _now: Moment, _peer: PeerNo, granted: Term, out: &mut Effects) {
-        if let Transition::Claiming { ticket, term, .. } = self.transition {
-            if term == granted {
-                self.take_role(ticket, term, out);
-            }
+    pub(super) fn granted(&mut self, granted: Term, out: &mut Effects) {
+        match self.transition {
+            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(ticket, term, out),
+            _ => {}
         }
     }
 
@@ -314,7 +365,8 @@ impl Volume {
         match self.transition {
             Transition::Claiming { ticket, term, .. } if term == denied => {
                 self.transition = Transition::None;
-                let result = Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
+                let result =
+                    Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
             }
             Transition::Offering { ticket, term, .. } if term == denied => {
@@ -359,12 +411,15 @@ impl Volume {
             }
             _ => {}
         }
-        if self.role == Role::Secondary && self.book.get().was_primary && !matches!(self.transition, Transition::Promoting { .. }) {
+        if self.role == Role::Secondary
+            && self.book.get().was_primary
+            && !matches!(self.transition, Transition::Promoting { .. })
+        {
             self.book.change(|superblock| superblock.was_primary = false);
         }
     }
 
-    fn demote(&mut self, now: Moment, ticket: Ticket, disconnect_clients: bool, _out: &mut Effects) -> Result<bool, Refusal> {
+    fn demote(&mut self, now: Moment, ticket: Ticket, disconnect_clients: bool) -> Result<bool, Refusal> {
         if self.role != Role::Primary {
             return Err(refusal(Rule::NotPrimary, "this node is not primary", "Nothing needs to be done"));
         }
@@ -382,7 +437,7 @@ impl Volume {
         Ok(false)
     }
 
-    fn switchover(&mut self, now: Moment, ticket: Ticket, _out: &mut Effects) -> Result<bool, Refusal> {
+    fn switchover(&mut self, now: Moment, ticket: Ticket) -> Result<bool, Refusal> {
         if self.role != Role::Primary {
             return Err(refusal(Rule::NotPrimary, "this node is not primary", "Run switchover on the primary node"));
         }
@@ -396,7 +451,11 @@ impl Volume {
                 return Err(refusal(Rule::PeerNotInSync, what, "Wait for the resync (`repblk resync --watch`)"));
             }
             _ => {
-                return Err(refusal(Rule::NotConnected, "the peer is not connected", "Bring the peer and its link up first"));
+                return Err(refusal(
+                    Rule::NotConnected,
+                    "the peer is not connected",
+                    "Bring the peer and its link up first",
+                ));
             }
         }
         self.drain(now, ticket, Goal::Switchover);
@@ -427,7 +486,11 @@ impl Volume {
             Transition::Claiming { ticket, peer, .. } if overdue => {
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
-                let why = refusal(Rule::PeerSilent, format!("{name} did not answer"), "Look at `repblk status` there, and ask again");
+                let why = refusal(
+                    Rule::PeerSilent,
+                    format!("{name} did not answer"),
+                    "Look at `repblk status` there, and ask again",
+                );
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));
             }
             Transition::Offering { ticket, peer, .. } if overdue => self.offer_lost(ticket, peer, out),
@@ -497,7 +560,8 @@ impl Volume {
         let Transition::Recording { ticket, goal } = self.transition else { return };
         self.role = Role::Secondary;
         self.close_streams();
-        for peer in self.peer_numbers().filter(|&p| self.peer(p).is_target()) {
+        let targets: Vec<PeerNo> = self.peer_numbers().filter(|&p| self.peer(p).is_target()).collect();
+        for peer in targets {
             self.drop_link(now, peer, "this node is not primary any more; both greet again".into(), out);
         }
         let why = if goal == Goal::Switchover { "switchover" } else { "the operator asked" };
@@ -517,7 +581,11 @@ impl Volume {
             }
             (Goal::Switchover, None) => {
                 self.transition = Transition::None;
-                let why = refusal(Rule::NotConnected, "the peer was lost during the switchover; no node is primary", "Run `repblk promote` on one");
+                let why = refusal(
+                    Rule::NotConnected,
+                    "the peer was lost during the switchover; no node is primary",
+                    "Run `repblk promote` on one",
+                );
                 out.push(Effect::Answer { ticket, result: Err(why) });
             }
             (Goal::Demote | Goal::Shutdown, _) => {
@@ -544,7 +612,8 @@ impl Volume {
             Transition::Claiming { ticket, peer, .. } if peer == lost => {
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
-                let why = refusal(Rule::PeerSilent, format!("the link to {name} was lost while it was asked"), "Ask again");
+                let why =
+                    refusal(Rule::PeerSilent, format!("the link to {name} was lost while it was asked"), "Ask again");
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));
             }
             Transition::Offering { ticket, peer, .. } if peer == lost => self.offer_lost(ticket, peer, out),
@@ -554,7 +623,11 @@ impl Volume {
 
     fn resync(&mut self, now: Moment, full: bool, discard_local: bool, out: &mut Effects) -> Result<(), Refusal> {
         if discard_local && self.role == Role::Primary {
-            return Err(refusal(Rule::AlreadyPrimary, "this copy is being served", "Demote this node first, or give up the other copy"));
+            return Err(refusal(
+                Rule::AlreadyPrimary,
+                "this copy is being served",
+                "Demote this node first, or give up the other copy",
+            ));
         }
         if self.peers.is_empty() {
             return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
@@ -567,7 +640,11 @@ impl Volume {
             if full {
                 if self.role == Role::Secondary && self.peer(peer).role != Some(Role::Primary) && !discard_local {
                     let what = "without a primary it is not clear which copy is the good one";
-                    return Err(refusal(Rule::NoResyncPartner, what, "Promote the good one first, or use --discard-local here"));
+                    return Err(refusal(
+                        Rule::NoResyncPartner,
+                        what,
+                        "Promote the good one first, or use --discard-local here",
+                    ));
                 }
                 let slot = self.slot(peer);
                 self.peer_mut(peer).bitmap.set_all();

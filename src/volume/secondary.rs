@@ -82,9 +82,11 @@ impl Volume {
     }
 
     pub(super) fn stream_started(&mut self, now: Moment, peer: PeerNo, term: Term, after: Seq, out: &mut Effects) {
-        let fits = matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetRunning(_) | Sync::TargetPreparing(_)));
+        let fits =
+            matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetRunning(_) | Sync::TargetPreparing(_)));
         if self.role == Role::Primary || !fits || !self.stream_is_idle() || term < self.term() {
-            let why = format!("protocol error: it starts a stream at term {term}, which does not fit this node's state");
+            let why =
+                format!("protocol error: it starts a stream at term {term}, which does not fit this node's state");
             self.drop_link(now, peer, why, out);
             return;
         }
@@ -170,7 +172,7 @@ impl Volume {
     }
 
     /// Applies what can be applied, and flushes when a barrier is reached.
-    pub(super) fn pump_stream(&mut self, _now: Moment, out: &mut Effects) {
+    pub(super) fn pump_stream(&mut self, out: &mut Effects) {
         let Some(mut stream) = self.stream.take() else { return };
         if stream.held > 0 {
             self.apply_held(&mut stream, out);
@@ -235,7 +237,13 @@ impl Volume {
     }
 
     /// The disk has flushed the stream, or failed to.
-    pub(super) fn stream_flushed(&mut self, now: Moment, covers: Seq, result: Result<(), DiskError>, out: &mut Effects) {
+    pub(super) fn stream_flushed(
+        &mut self,
+        now: Moment,
+        covers: Seq,
+        result: Result<(), DiskError>,
+        out: &mut Effects,
+    ) {
         let stream = self.stream.as_mut().expect("a stream outlives its flush");
         stream.flushing = false;
         match result {
@@ -267,10 +275,8 @@ impl Volume {
         stream.live = false;
         stream.held = 0;
         stream.items.retain(|item| {
-            if item.stage == Applied::Held {
-                if let Change::Write(data) = item.change {
-                    out.push(Effect::Release(data.buf));
-                }
+            if let (Applied::Held, Change::Write(data)) = (item.stage, item.change) {
+                out.push(Effect::Release(data.buf));
             }
             item.stage != Applied::Held
         });

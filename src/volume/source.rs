@@ -23,8 +23,11 @@ use crate::volume::transfer_log::Entry;
 use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
 
+/// A resync that waits for its pace looks again this often.
+const RESYNC_TICK: std::time::Duration = std::time::Duration::from_millis(20);
+
 impl Volume {
-    pub(super) fn source_begins(&mut self, _now: Moment, peer: PeerNo, full: bool, out: &mut Effects) {
+    pub(super) fn source_begins(&mut self, peer: PeerNo, full: bool, out: &mut Effects) {
         if full {
             self.peer_mut(peer).bitmap.set_all();
             let slot = self.slot(peer);
@@ -41,7 +44,14 @@ impl Volume {
     }
 
     /// A page of the target's bitmap: what it may have changed counts too.
-    pub(super) fn bitmap_page_heard(&mut self, now: Moment, (peer, connection): (PeerNo, ConnectionId), index: u64, page: &Page, out: &mut Effects) {
+    pub(super) fn bitmap_page_heard(
+        &mut self,
+        now: Moment,
+        (peer, connection): (PeerNo, ConnectionId),
+        index: u64,
+        page: &Page,
+        out: &mut Effects,
+    ) {
         if self.peer(peer).connection() != Some(connection) {
             return;
         }
@@ -85,6 +95,7 @@ impl Volume {
             if !matches!(self.peer(peer).sync(), Some(Sync::SourceRunning(_))) {
                 continue;
             }
+            self.resync_pumped = now;
             if !(self.peer(peer).paused.0 || self.peer(peer).paused.1) {
                 while self.read_run(now, peer, out) {}
                 self.finish_source(now, peer, out);
@@ -144,7 +155,12 @@ impl Volume {
             Err(error) => {
                 self.release_range(range);
                 if running {
-                    self.drop_link(now, peer, format!("a block for its resync cannot be read at {range:?}: {error}"), out);
+                    self.drop_link(
+                        now,
+                        peer,
+                        format!("a block for its resync cannot be read at {range:?}: {error}"),
+                        out,
+                    );
                 }
                 return;
             }
@@ -201,7 +217,13 @@ impl Volume {
             self.close_stream_when_idle(peer);
         }
         self.resolved();
-        Self::changed(&format!("replication {name}"), "source", "established", "every block is stable on both copies", out);
+        Self::changed(
+            &format!("replication {name}"),
+            "source",
+            "established",
+            "every block is stable on both copies",
+            out,
+        );
         self.try_to_resume(now, out);
     }
 
@@ -210,6 +232,12 @@ impl Volume {
         let link = self.peer_mut(peer);
         link.cursor = None;
         link.share_floor = None;
+    }
+
+    /// When to look again whether the pace, the host or a held range lets a resync go on.
+    pub(super) fn resync_due(&self) -> Option<Moment> {
+        let running = self.peers.iter().any(|peer| matches!(peer.sync(), Some(Sync::SourceRunning(_))));
+        running.then(|| self.resync_pumped.after(RESYNC_TICK))
     }
 
     fn tick_report(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {

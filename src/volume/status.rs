@@ -37,6 +37,7 @@ impl Volume {
         PeerSnapshot {
             name: link.name.clone(),
             connection: link.connection_word(),
+            since: now.since(link.since),
             replication: link.replication_word(),
             disk: link.disk.filter(|_| link.connection().is_some()).or(seen.map(|view| view.disk)),
             role: link.role.or(seen.map(|view| view.role)),
@@ -88,7 +89,11 @@ impl Volume {
 
     fn frozen_reason(&self) -> String {
         if let Some(peer) = self.peers.iter().find(|peer| peer.exclusion.is_some()) {
-            let waits = if peer.exclusion.is_some_and(|exclusion| exclusion.durable) { "the arbiter" } else { "the metadata disk" };
+            let waits = if peer.exclusion.is_some_and(|exclusion| exclusion.durable) {
+                "the arbiter"
+            } else {
+                "the metadata disk"
+            };
             return format!("{} is lost; before this node goes on alone, {waits} must confirm it", peer.name);
         }
         if self.detaching.is_some() {
@@ -142,7 +147,10 @@ impl Volume {
         if self.is_idle() {
             assert_eq!(self.in_flight.len(), 0, "nobody holds a range when nothing is under way");
             assert_eq!(self.hot.pinned(), 0, "no extent is referenced when nothing is under way");
-            assert!(self.waiting.is_empty() && self.conflicted.is_empty() && self.warming.is_empty(), "no segment is forgotten");
+            assert!(
+                self.waiting.is_empty() && self.conflicted.is_empty() && self.warming.is_empty(),
+                "no segment is forgotten"
+            );
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::volume::{Effects, Volume};
 use crate::wire::Message;
 
 impl Volume {
-    pub(super) fn target_offers(&mut self, _now: Moment, peer: PeerNo, full: bool, out: &mut Effects) {
+    pub(super) fn target_offers(&mut self, peer: PeerNo, full: bool, out: &mut Effects) {
         let name = self.peer(peer).name.clone();
         let own = self.peer(peer).bitmap.count();
         if own > 0 && !full {
@@ -38,7 +38,14 @@ impl Volume {
         Self::changed(&format!("replication {name}"), "off", "target", "this copy is behind", out);
     }
 
-    pub(super) fn resync_begins(&mut self, now: Moment, peer: PeerNo, generation: GenerationId, dirty_blocks: u64, out: &mut Effects) {
+    pub(super) fn resync_begins(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        generation: GenerationId,
+        dirty_blocks: u64,
+        out: &mut Effects,
+    ) {
         let Link::Up { sync: Sync::TargetOffering, theirs, .. } = &self.peer(peer).link else {
             self.drop_link(now, peer, "protocol error: a resync begins that was not agreed".into(), out);
             return;
@@ -102,13 +109,19 @@ impl Volume {
             self.set_sync(peer, Sync::Even);
             self.send(peer, Message::ResyncFinished, None, out);
             Self::changed("disk", DiskState::Inconsistent, DiskState::UpToDate, "resync is finished", out);
-            Self::changed(&format!("replication {name}"), "target", "established", "every block is stable on both copies", out);
+            Self::changed(
+                &format!("replication {name}"),
+                "target",
+                "established",
+                "every block is stable on both copies",
+                out,
+            );
             self.try_to_resume(now, out);
         }
     }
 
     /// What is known of a resync that a lost link interrupts is dropped; the bitmaps keep the truth.
-    pub(super) fn forget_sync(&mut self, peer: PeerNo, _out: &mut Effects) {
+    pub(super) fn forget_sync(&mut self, peer: PeerNo) {
         self.book.forget(|then| {
             matches!(then, Then::TargetReady(p) | Then::TargetFinished(p) | Then::SourceFinished(p)
                 | Then::Granted(p, _) | Then::PeerDetached(p, _) if *p == peer)

@@ -149,7 +149,13 @@ mod tests {
     use super::*;
 
     fn entry(at: u64) -> Entry {
-        Entry { range: ByteRange::new(at * 4096, 4096), segment: None, local_written: false, logged: true, resync: None }
+        Entry {
+            range: ByteRange::new(at * 4096, 4096),
+            segment: None,
+            local_written: false,
+            logged: true,
+            resync: None,
+        }
     }
 
     #[test]
