@@ -17,6 +17,31 @@ pub mod identity;
 pub mod init;
 mod links;
 pub mod logs;
+mod serve;
 pub mod signature;
 mod sockets;
+mod start;
 pub mod status;
+
+use crate::condition::Mode;
+
+pub use serve::serve;
+
+/// What an acknowledgement means in a mode; printed at start and by `repblk config check`.
+#[must_use]
+pub fn promise(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Sync => {
+            "a write is acknowledged when both copies have written it, a flush when both are stable; if the peer is lost, \
+             when this copy has"
+        }
+        Mode::SemiSync => {
+            "a write is acknowledged when this copy has written it and the peer received it, a flush when both are stable; if \
+             the peer is lost, when this copy has"
+        }
+        Mode::Async => {
+            "a write is acknowledged when this copy has written it and the backlog is under its bound, a flush when this copy \
+             is stable; if this node is lost, the peer may lack the backlog"
+        }
+    }
+}

@@ -94,7 +94,7 @@ pub struct VolumeSpec {
     pub resync_rate_min: u64,
     /// Extents of the activity log.
     pub activity_log_slots: u32,
-    /// Bytes of payload buffers.
+    /// Bytes of payload buffers for clients; a power of two, half for each direction.
     pub pool_bytes: u64,
     /// Time that the volume's thread polls before it sleeps.
     pub spin: Duration,
@@ -108,16 +108,14 @@ pub struct VolumeSpec {
     pub copies: Vec<CopySpec>,
 }
 
-/// How a volume's thread does its system calls.
+/// How a volume's thread runs operations that would hold it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Engine {
-    /// `io_uring` where the kernel allows it, else blocking calls.
+    /// `io_uring`, or a helper thread where the kernel refuses it.
     #[default]
     Auto,
-    /// `io_uring` or nothing.
-    Uring,
-    /// Blocking calls.
-    Blocking,
+    /// A helper thread.
+    Thread,
 }
 
 /// One copy of a volume.

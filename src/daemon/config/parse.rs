@@ -98,11 +98,15 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
     }
     let slots =
         section.number("activity_log_slots", AL_SLOTS_DEFAULT.into(), AL_SLOTS_MIN.into()..=AL_SLOTS_MAX.into());
-    let pool = section.number("pool_mib", 64, 8..=4096);
+    let pool = section.number("pool_mib", 64, 64..=4096);
+    if !pool.value.is_power_of_two() {
+        let what = format!("pool_mib = {} is no power of two; write 64, 128, 256, 512, 1024, 2048 or 4096", pool.value);
+        section.problem(pool.line, what);
+    }
     let spin = section.number("spin_us", 50, 0..=10_000);
     let direct = section.switch("direct", false);
     let resume_primary = section.switch("resume_primary", true);
-    let engine = section.parsed("engine", "it must be \"auto\", \"uring\" or \"blocking\"", engine_of);
+    let engine = section.parsed("engine", "it must be \"auto\" or \"thread\"", engine_of);
     let copies = section.named("on").into_iter().map(|(node, section)| copy(node.value, section)).collect();
     let line = section.line;
     section.finish();
@@ -208,8 +212,7 @@ fn mode_of(text: &str) -> Option<Mode> {
 fn engine_of(text: &str) -> Option<Engine> {
     match text {
         "auto" => Some(Engine::Auto),
-        "uring" => Some(Engine::Uring),
-        "blocking" => Some(Engine::Blocking),
+        "thread" => Some(Engine::Thread),
         _ => None,
     }
 }
