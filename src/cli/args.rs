@@ -25,21 +25,21 @@ Examples:
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
 #[command(name = "repblk", version, about, long_about = None, after_help = exit::TABLE)]
 #[command(after_long_help = format!("{EXAMPLES}{}", exit::TABLE), disable_help_subcommand = true)]
-pub struct Cli {
+pub(super) struct Cli {
     /// The configuration, the same file on every node
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH, env = "REPBLK_CONFIG")]
-    pub config: PathBuf,
+    pub(super) config: PathBuf,
     /// Which node of the configuration this is [default: the one called like this host]
     #[arg(long, global = true, value_name = "NAME", env = "REPBLK_NODE")]
-    pub node: Option<String>,
+    pub(super) node: Option<String>,
     /// What to do
     #[command(subcommand)]
-    pub command: Command,
+    pub(super) command: Command,
 }
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Format this node's copy of a volume
     #[command(after_long_help = "\
 Refuses to touch a device that has repblk metadata, a file system, a partition table or the like on it, and names what \
@@ -156,20 +156,20 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
 
 /// What to do with the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
-pub enum ConfigCommand {
+pub(super) enum ConfigCommand {
     /// Say whether it is right, and what it means
     Check,
 }
 
 /// Which volume, and how long to wait.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct Target {
+pub(super) struct Target {
     /// The volume; may be left out when this node has only one
     #[arg(long, value_name = "NAME")]
-    pub volume: Option<String>,
+    pub(super) volume: Option<String>,
     /// Give up waiting after so many seconds; the daemon goes on
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub timeout: u64,
+    pub(super) timeout: u64,
 }
 
 #[cfg(test)]

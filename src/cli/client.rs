@@ -23,7 +23,9 @@ impl Client {
     pub(super) fn connect(path: &Path) -> Result<Self, Stop> {
         let stream = UnixStream::connect(path).map_err(|error| {
             let next = match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => "no daemon runs there; start it with `repblk serve`",
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                    "no daemon runs there; start it with `repblk serve`"
+                }
                 ErrorKind::PermissionDenied => "run this as the user of the daemon, usually root",
                 _ => "is the daemon running?",
             };
@@ -52,7 +54,8 @@ impl Client {
             return Ok(None);
         }
         let answer: Answer = serde_json::from_slice(&line).map_err(|error| {
-            let what = format!("the daemon's reply cannot be understood ({error}); are command and daemon of one version?");
+            let what =
+                format!("the daemon's reply cannot be understood ({error}); are command and daemon of one version?");
             Stop::new(Exit::Failed, what)
         })?;
         Ok(Some(answer.reply))
@@ -65,7 +68,8 @@ impl Client {
                 Some(Reply::Waiting(what)) => note(&what),
                 Some(reply) => return Ok(reply),
                 None => {
-                    let what = "the daemon closed the connection before it answered; it may be shutting down: see its log";
+                    let what =
+                        "the daemon closed the connection before it answered; it may be shutting down: see its log";
                     return Err(Stop::new(Exit::Unreachable, what));
                 }
             }

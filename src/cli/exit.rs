@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 /// Exit codes, documented in `--help` and `docs/operations.md`; scripts rely on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub(super) enum Exit {
     /// Done.
     Done = 0,
     /// A rule forbids it; the rule is named on standard error.

@@ -70,17 +70,19 @@ fn refuse_if_served(node: &Node, volume: &VolumeSpec) -> Result<(), Stop> {
     if status.volumes.iter().all(|served| served.volume != volume.name) {
         return Ok(());
     }
-    let what = format!("the daemon of node {} (pid {}) serves volume {}; stop it first", node.name, status.pid, volume.name);
+    let what =
+        format!("the daemon of node {} (pid {}) serves volume {}; stop it first", node.name, status.pid, volume.name);
     Err(Stop::new(Exit::Refused, what))
 }
 
 fn volume_of<'c>(config: &'c Config, node: &str, name: Option<&str>) -> Result<(&'c VolumeSpec, &'c CopySpec), Stop> {
-    let copies: Vec<_> =
-        config.volumes.iter().filter_map(|volume| Some((volume, volume.copy_on(node)?))).collect();
+    let copies: Vec<_> = config.volumes.iter().filter_map(|volume| Some((volume, volume.copy_on(node)?))).collect();
     let names = copies.iter().map(|(volume, _)| volume.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, &copies[..]) {
         (None, [only]) => Ok(*only),
-        (None, _) => Err(Stop::new(Exit::Usage, format!("say which volume: repblk init VOLUME; node {node} has: {names}"))),
+        (None, _) => {
+            Err(Stop::new(Exit::Usage, format!("say which volume: repblk init VOLUME; node {node} has: {names}")))
+        }
         (Some(name), copies) => copies.iter().find(|(volume, _)| volume.name == name).copied().ok_or_else(|| {
             Stop::new(Exit::Usage, format!("node {node} has no copy of a volume {name:?}; it has: {names}"))
         }),
@@ -113,9 +115,10 @@ fn summary(config: &Config) -> String {
         );
     }
     for volume in &config.volumes {
-        let copies = volume.copies.iter().map(|copy| {
-            format!("{} {} (metadata {})", copy.node, copy.device.display(), copy.metadata)
-        });
+        let copies = volume
+            .copies
+            .iter()
+            .map(|copy| format!("{} {} (metadata {})", copy.node, copy.device.display(), copy.metadata));
         let _ = writeln!(
             text,
             "volume {}: {}: {}; copies: {}",

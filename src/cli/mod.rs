@@ -4,10 +4,10 @@
 //! disk; everything else is a question to the daemon over its control socket. Every refusal names its rule and the way
 //! out; a reader that closes early is no error.
 
-pub mod args;
+mod args;
 mod client;
 mod command;
-pub mod exit;
+mod exit;
 mod local;
 mod text;
 

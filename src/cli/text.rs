@@ -43,13 +43,16 @@ fn volume(v: &VolumeStatus) -> String {
     }
     match v.promotable.yes {
         true => row("promotable", "yes".to_owned()),
-        false => row("promotable", format!("no, {}: {}", v.promotable.rule.as_deref().unwrap_or("?"), v.promotable.reason)),
+        false => {
+            row("promotable", format!("no, {}: {}", v.promotable.rule.as_deref().unwrap_or("?"), v.promotable.reason))
+        }
     }
     format!("volume {}\n{text}", v.volume)
 }
 
 fn peer(p: &PeerStatus) -> String {
-    let mut text = format!("{}: {}, {}, {} {}", p.name, p.connection, p.replication, p.role, p.disk_state);
+    let mut text = format!("{}: {} for {}, ", p.name, p.connection, time(p.connection_ms / 1000));
+    let _ = write!(text, "{}, {} {}", p.replication, p.role, p.disk_state);
     if p.out_of_sync_bytes > 0 {
         let _ = write!(text, ", {} out of sync", bytes(p.out_of_sync_bytes));
     }
@@ -70,13 +73,8 @@ fn peer(p: &PeerStatus) -> String {
 /// `45.50 % of 1.0 GiB, 98.0 MiB/s, 0:05 to go`
 pub(super) fn resync(r: &ResyncStatus) -> String {
     let direction = if r.part == "source" { "to" } else { "from" };
-    let mut text = format!(
-        "{direction} {}: {:.2} % of {}, {}/s",
-        r.peer,
-        r.percent,
-        bytes(r.bytes_total),
-        bytes(r.rate)
-    );
+    let mut text =
+        format!("{direction} {}: {:.2} % of {}, {}/s", r.peer, r.percent, bytes(r.bytes_total), bytes(r.rate));
     match r.eta_s {
         _ if r.paused => text.push_str(", PAUSED"),
         Some(eta) => {
@@ -149,7 +147,9 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 30, "1.0 GiB"), ((1 << 30) - 1, "1023.9 MiB")] {
+        for (n, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 30, "1.0 GiB"), ((1 << 30) - 1, "1023.9 MiB")]
+        {
             assert_eq!(bytes(n), text);
         }
         assert_eq!(bytes(u64::MAX), "16384.0 PiB".replace("16384.0", "16383.9"));
@@ -159,10 +159,16 @@ mod tests {
 
     #[test]
     fn the_status_of_a_degraded_volume_names_its_problems() {
-        let heartbeat = HeartbeatStatus { address: "10.0.1.2:7790".into(), alive: false, age_ms: Some(61_000), heard_by_peer: false };
+        let heartbeat = HeartbeatStatus {
+            address: "10.0.1.2:7790".into(),
+            alive: false,
+            age_ms: Some(61_000),
+            heard_by_peer: false,
+        };
         let peer = PeerStatus {
             name: "beta".into(),
             connection: "connecting".into(),
+            connection_ms: 61_000,
             replication: "off".into(),
             disk_state: "outdated".into(),
             role: "unknown".into(),
@@ -183,7 +189,7 @@ mod tests {
             "volume mes\n",
             "TROUBLE      its thread hangs; what follows is old",
             "FROZEN       the peer is asked (for 0:02)",
-            "beta: connecting, off, unknown outdated, 4.0 KiB out of sync (no answer); heartbeat 10.0.1.2:7790 SILENT for 1:01",
+            "beta: connecting for 1:01, off, unknown outdated, 4.0 KiB out of sync (no answer); heartbeat 10.0.1.2:7790 SILENT for 1:01",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
@@ -191,7 +197,12 @@ mod tests {
 
     #[test]
     fn a_change_is_one_line_with_old_new_and_why() {
-        let what = Happening::Changed { what: "role".into(), old: "secondary".into(), new: "primary".into(), why: "promoted".into() };
+        let what = Happening::Changed {
+            what: "role".into(),
+            old: "secondary".into(),
+            new: "primary".into(),
+            why: "promoted".into(),
+        };
         let event = Event { schema: 1, time_ms: 0, node: "a".into(), volume: "mes".into(), what };
         assert_eq!(self::event(&event), "00:00:00.000Z mes role: secondary -> primary (promoted)");
     }

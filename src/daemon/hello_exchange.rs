@@ -116,8 +116,9 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Exchange
 async fn refuse<S: AsyncWrite + Unpin, T>(stream: &mut S, mine: &Hello, why: String) -> Result<T, ExchangeError> {
     /// Bytes of a reason that surely fit into a hello.
     const REASON_LEN_MAX: usize = 400;
-    let mut refusal = Hello { refusal: why.clone(), ..mine.clone() };
-    refusal.refusal.truncate(refusal.refusal.floor_char_boundary(REASON_LEN_MAX));
+    // A character has at most four bytes.
+    let short = why.chars().take(REASON_LEN_MAX / 4).collect();
+    let refusal = Hello { refusal: if why.len() > REASON_LEN_MAX { short } else { why.clone() }, ..mine.clone() };
     stream.write_all(&refusal.encode()).await?;
     // The other side reads it before it sees the end; what it still sends is of no interest.
     stream.shutdown().await?;
@@ -187,7 +188,7 @@ mod tests {
             instance: DiskInstance(instance),
             node: node.into(),
             size: 1 << 30,
-            nonce: instance as u64,
+            nonce: 77,
             refusal: String::new(),
         }
     }

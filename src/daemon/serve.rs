@@ -127,7 +127,8 @@ impl Daemon {
             events,
         };
         self.services.push(tokio::spawn(Arc::new(desk).keep_serving(control)));
-        let beats = Heartbeat { config: Arc::clone(config), me: me.clone(), volumes: volumes.clone(), ear, incarnation };
+        let beats =
+            Heartbeat { config: Arc::clone(config), me: me.clone(), volumes: volumes.clone(), ear, incarnation };
         let beats = Arc::new(beats);
         for (path, socket) in heartbeat.iter().enumerate() {
             self.services.push(tokio::spawn(Arc::clone(&beats).keep_listening(path, Arc::clone(socket))));
@@ -187,7 +188,9 @@ impl Daemon {
         self.services.iter().for_each(JoinHandle::abort);
         match settled {
             Ok(()) => info!("repblk stopped; everything is flushed and recorded"),
-            Err(ref why) => warn!("repblk stopped without order: {why}; nothing acknowledged is lost, a resync may follow"),
+            Err(ref why) => {
+                warn!("repblk stopped without order: {why}; nothing acknowledged is lost, a resync may follow")
+            }
         }
         settled
     }

@@ -57,8 +57,9 @@ pub(super) fn start(
     let pool = PoolSizes { clients: half, reads: half, ..PoolSizes::default() };
     let params = ThreadParams { name: spec.name.clone(), volume, disk, volume_len, pool, spin: spec.spin };
     let (sender, news) = mpsc::channel(NEWS_MAX);
-    let mailbox = dataplane::start(params, sender)
-        .map_err(|error| named(&format!("its thread cannot be started: {error}; check limits of memory and processes")))?;
+    let mailbox = dataplane::start(params, sender).map_err(|error| {
+        named(&format!("its thread cannot be started: {error}; check limits of memory and processes"))
+    })?;
     let posting = mailbox.clone();
     let post = move |letter| posting.post(letter).map_err(|error| error.to_string());
     let handle = VolumeHandle::new(spec.clone(), copy.clone(), identity, events, post);
@@ -101,7 +102,8 @@ fn volume_config(me: &Node, spec: &VolumeSpec) -> VolumeConfig {
 fn read(disk: &Disk) -> Result<Unrecovered, String> {
     let page = |copy| -> Result<Box<Page>, String> {
         let range = ByteRange::new(Layout::superblock_offset(copy), u64::try_from(PAGE_LEN).expect("a small constant"));
-        let bytes = disk.read_meta(range).map_err(|error| format!("the metadata cannot be read: {error}; check the disk"))?;
+        let bytes =
+            disk.read_meta(range).map_err(|error| format!("the metadata cannot be read: {error}; check the disk"))?;
         bytes.into_boxed_slice().try_into().map_err(|_| "the metadata is cut short; check the disk".to_owned())
     };
     let facts = DeviceFacts { data_len: disk.data_len(), metadata_len: disk.layout().total_len() };

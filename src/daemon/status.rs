@@ -94,6 +94,8 @@ pub struct PeerStatus {
     pub name: String,
     /// `connected`, `connecting`, `negotiating`, `standalone`.
     pub connection: String,
+    /// For how long it has been so, in milliseconds.
+    pub connection_ms: u64,
     /// `established`, `source`, `target`, `paused`, `off`.
     pub replication: String,
     /// As last heard; `unknown` before.
@@ -222,6 +224,7 @@ impl PeerStatus {
         Self {
             name: peer.name.clone(),
             connection: peer.connection.to_owned(),
+            connection_ms: millis(peer.since),
             replication: peer.replication.to_owned(),
             disk_state: peer.disk.map_or("unknown", DiskState::word).to_owned(),
             role: peer.role.map_or("unknown", Role::word).to_owned(),
@@ -308,6 +311,7 @@ mod tests {
         let peer = PeerSnapshot {
             name: "beta".into(),
             connection: "connected",
+            since: Duration::from_millis(60),
             replication: "source",
             disk: Some(DiskState::Inconsistent),
             role: None,
@@ -354,7 +358,7 @@ mod tests {
         let expected = serde_json::json!({
             "volume": "mes", "role": "primary", "disk_state": "uptodate", "mode": "sync", "generation": "0000000000000abc",
             "term": 7, "size_bytes": 0, "device": "", "nbd": {"clients": 2, "listen": []},
-            "peers": [{"name": "beta", "connection": "connected", "replication": "source", "disk_state": "inconsistent",
+            "peers": [{"name": "beta", "connection": "connected", "connection_ms": 60, "replication": "source", "disk_state": "inconsistent",
                 "role": "unknown", "out_of_sync_bytes": 8192, "why": "", "heartbeat": []}],
             "resync": {"peer": "beta", "part": "source", "percent": 75.0, "bytes_done": 3 << 20, "bytes_total": 4 << 20,
                 "rate": 1 << 20, "eta_s": 1, "paused": false},

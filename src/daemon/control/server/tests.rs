@@ -63,9 +63,7 @@ fn desk(thread: Thread) -> ControlDesk {
     let sender = Mutex::new(sender);
     let spec = config.volumes[0].clone();
     let copy = spec.copies[0].clone();
-    let post = move |letter| {
-        sender.lock().expect("unpoisoned").send(letter).map_err(|error| error.to_string())
-    };
+    let post = move |letter| sender.lock().expect("unpoisoned").send(letter).map_err(|error| error.to_string());
     let volume = Arc::new(VolumeHandle::new(spec, copy, identity, events.clone(), post));
     let hearing = Arc::clone(&volume);
     tokio::spawn(async move {
