@@ -114,11 +114,10 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Exchange
 }
 
 async fn refuse<S: AsyncWrite + Unpin, T>(stream: &mut S, mine: &Hello, why: String) -> Result<T, ExchangeError> {
-    /// Bytes of a reason that surely fit into a hello.
-    const REASON_LEN_MAX: usize = 400;
-    // A character has at most four bytes.
-    let short = why.chars().take(REASON_LEN_MAX / 4).collect();
-    let refusal = Hello { refusal: if why.len() > REASON_LEN_MAX { short } else { why.clone() }, ..mine.clone() };
+    /// Bytes of a reason that surely fit into a hello beside three names.
+    const REASON_LEN_MAX: usize = 600;
+    let end = (0..=why.len().min(REASON_LEN_MAX)).rev().find(|&end| why.is_char_boundary(end)).unwrap_or(0);
+    let refusal = Hello { refusal: why[..end].to_owned(), ..mine.clone() };
     stream.write_all(&refusal.encode()).await?;
     // The other side reads it before it sees the end; what it still sends is of no interest.
     stream.shutdown().await?;
