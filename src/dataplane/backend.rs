@@ -56,7 +56,7 @@ pub(super) struct Backend {
 
 #[derive(Debug)]
 enum Kind {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Thread(Worker),
 }
 
@@ -74,7 +74,7 @@ impl Backend {
             BackendChoice::Thread => None,
         };
         let kind = match ring {
-            Some(ring) => Kind::Ring(ring),
+            Some(ring) => Kind::Ring(Box::new(ring)),
             None => Kind::Thread(Worker::start(Arc::clone(&wake))?),
         };
         Ok(Self { kind, wake, running: 0 })

@@ -390,19 +390,19 @@ impl Engine {
     /// The allocation of `range`. Where the disk cannot tell, everything is data.
     pub(super) fn extents(&self, range: ByteRange, one: bool) -> Extents {
         let mut extents = Extents::new(range.len(), one);
-        let mut at = range.start();
-        while !self.files.block_device && at < range.end() {
+        let (mut at, end) = (range.start(), range.end());
+        while !self.files.block_device && at < end {
             let Ok(data) = sys::seek(&self.files.data, at, true) else { break };
-            let data = data.unwrap_or(range.end()).min(range.end());
+            let data = data.map_or(end, |at| at.min(end));
             if data > at && !extents.push(data - at, Allocation::Hole) {
                 return extents;
             }
             at = data;
-            if at == range.end() {
+            if at == end {
                 return extents;
             }
             let Ok(hole) = sys::seek(&self.files.data, at, false) else { break };
-            let hole = hole.unwrap_or(range.end()).min(range.end());
+            let hole = hole.map_or(end, |at| at.min(end));
             if hole <= at {
                 break;
             }
@@ -411,7 +411,7 @@ impl Engine {
             }
             at = hole;
         }
-        extents.push(range.end() - at, Allocation::Data);
+        extents.push(end - at, Allocation::Data);
         extents
     }
 

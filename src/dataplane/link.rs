@@ -197,7 +197,7 @@ impl Link {
 
     /// Sends what waits, takes nothing more in, and ends.
     pub(super) fn close(&mut self, now: Moment, why: String) {
-        self.closing.get_or_insert((now.after(CLOSING_TIME), why));
+        self.closing.get_or_insert_with(|| (now.after(CLOSING_TIME), why));
     }
 
     /// Throws away what the peer still sends on a link that is being closed.

@@ -1,6 +1,7 @@
 //! News on their way to the daemon.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
@@ -32,12 +33,13 @@ impl Newsroom {
         self.retry();
     }
 
-    /// Tells the last news. The thread is ending, so it waits for the daemon for once.
+    /// Tells the last news. The thread is ending, so it waits a while for a daemon that is behind.
     pub(super) fn last(mut self, news: News) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let begun = Instant::now();
         self.kept.push_back(news);
-        for news in self.kept {
-            // Nobody to tell: the daemon is ending.
-            let _ = self.channel.blocking_send(news);
+        while self.retry() && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

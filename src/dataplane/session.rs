@@ -347,6 +347,7 @@ impl Session {
         }
         if self.deaf {
             self.outbox.clear(pool);
+            self.readable = true;
         }
         self.writable = self.outbox.is_empty();
     }

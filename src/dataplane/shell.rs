@@ -152,8 +152,8 @@ impl<M: Machine> Shell<M> {
         })
     }
 
-    /// Runs until it is told to stop.
-    pub(super) fn run(mut self) {
+    /// Runs until it is told to stop. What is left of the memory, unless the kernel may still write into it.
+    pub(super) fn run(mut self) -> Option<Pool> {
         // The machine's first step: it makes durable that it has the disk.
         self.step(Input::Wake);
         let result = loop {
@@ -167,10 +167,10 @@ impl<M: Machine> Shell<M> {
                 break Err(e);
             }
         };
-        self.end(result);
+        self.end(result)
     }
 
-    fn end(mut self, result: io::Result<()>) {
+    fn end(mut self, result: io::Result<()>) -> Option<Pool> {
         for session in &mut self.sessions {
             session.clear(&mut self.pool);
         }
@@ -184,10 +184,12 @@ impl<M: Machine> Shell<M> {
             Err(e) => Some(format!("the volume's thread cannot go on: {e}")),
         };
         self.news.last(News::Stopped { error });
-        if !settled {
-            // The kernel may still write into the pool.
-            std::mem::forget((self.pool, self.engine));
+        if settled {
+            return Some(self.pool);
         }
+        // The kernel may still write into the pool.
+        std::mem::forget((self.pool, self.engine));
+        None
     }
 
     /// Gives the machine an input; its effects wait for [`Shell::settle`].

@@ -40,22 +40,25 @@ pub struct ThreadParams {
 pub fn start(params: ThreadParams, news: Sender<News>) -> io::Result<Mailbox> {
     let ThreadParams { name, volume, disk, volume_len, pool, spin } = params;
     assert!(volume_len <= disk.data_len(), "the daemon compares the superblock with the device");
-    start_machine(name, volume, disk, volume_len, pool, spin, news)
+    let payload = usize::try_from(crate::nbd::constants::MAX_PAYLOAD).expect("32 MiB");
+    assert!(pool.clients >= payload && pool.reads >= payload, "the largest payload must fit");
+    let (mailbox, shell) = prepare(volume, disk, volume_len, pool, spin, news)?;
+    let thread = std::thread::Builder::new().name(name).spawn(move || drop(shell.run()))?;
+    mailbox.attend(thread);
+    Ok(mailbox)
 }
 
-pub(super) fn start_machine<M: Machine + Send + 'static>(
-    name: String,
+/// Everything but the thread itself.
+pub(super) fn prepare<M: Machine>(
     machine: M,
     disk: Disk,
     volume_len: u64,
     sizes: PoolSizes,
     spin: Duration,
     news: Sender<News>,
-) -> io::Result<Mailbox> {
+) -> io::Result<(Mailbox, Shell<M>)> {
     let (mailbox, letters) = mailbox()?;
     let (engine, pool) = (disk.into_engine()?, Pool::new(sizes)?);
     let shell = Shell::new(machine, engine, pool, letters, Newsroom::new(news), volume_len, spin)?;
-    let thread = std::thread::Builder::new().name(name).spawn(move || shell.run())?;
-    mailbox.attend(thread);
-    Ok(mailbox)
+    Ok((mailbox, shell))
 }

@@ -9,7 +9,7 @@ use super::session::{Arrived, Kind};
 use super::shell::{Machine, Shell};
 use crate::condition::DiskState;
 use crate::nbd::{Allocation, Extents, NbdError, Request};
-use crate::units::{ByteRange, SessionId};
+use crate::units::ByteRange;
 use crate::volume::io::{HostOp, Input};
 
 /// Receives from one link in one turn; others have their turn then.
@@ -252,13 +252,7 @@ impl<M: Machine> Shell<M> {
         let mut link = self.links.remove(i);
         link.clear(&mut self.pool);
         let (peer, connection) = (link.peer, link.connection);
-        // Kept until the machine has heard it: it may still send on this link in the same step.
         self.step(Input::LinkDown { peer, connection, why: why.clone() });
         self.news.tell(News::LinkClosed { peer, connection, why });
-    }
-
-    #[cfg(test)]
-    pub(super) fn has_session(&self, id: SessionId) -> bool {
-        self.session_at(id).is_some()
     }
 }
