@@ -1,6 +1,9 @@
 //! repblk: a replicated block device in user space.
 
+pub mod cli;
 pub mod condition;
+pub mod daemon;
+pub mod dataplane;
 pub mod generation;
 pub mod meta;
 pub mod nbd;
