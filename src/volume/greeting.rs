@@ -134,6 +134,9 @@ impl Volume {
             return;
         }
         match verdict {
+            _ if !self.transition.is_none() => {
+                self.drop_link(now, peer, "this node's role is changing; it greets again".into(), out);
+            }
             Verdict::Refuse | Verdict::SplitBrain => self.refuse(now, peer, rule, verdict, &theirs, out),
             Verdict::Even | Verdict::Wait | Verdict::Source { .. } | Verdict::Target { .. } => {
                 self.accept(now, (peer, connection), (rule, verdict), theirs, out);

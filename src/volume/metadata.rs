@@ -36,7 +36,12 @@ impl Volume {
         if self.attached || self.attaching || !self.local_ok {
             return;
         }
-        if self.bitmap_commit.is_some() || self.commit_bitmaps(now, |_| true, out) {
+        if self.bitmap_commit.is_some() || self.commit_bitmaps(now, self.modified_pages(|_| true), out) {
+            return;
+        }
+        if std::mem::take(&mut self.blank_log) {
+            let pages = activity_log::blank_pages(self.book.get().instance).collect();
+            self.start_page_commit(pages, out);
             return;
         }
         self.attaching = true;
@@ -81,18 +86,14 @@ impl Volume {
         let evicted: Vec<_> =
             self.hot.waiting(activity_log::UPDATES_MAX).iter().filter_map(|change| change.old).collect();
         let ranges: Vec<_> = evicted.into_iter().map(|extent| self.hot.range_of(extent, self.data_len)).collect();
-        let touched =
-            |page: u64, peer: &super::Peer| ranges.iter().any(|&range| peer.bitmap.modified_in(range).contains(&page));
-        let needed = self.peers.iter().any(|peer| (0..peer.bitmap.disk_pages()).any(|page| touched(page, peer)));
-        if needed || self.bitmap_commit.is_some() {
-            if self.bitmap_commit.is_none() {
-                let wanted: Vec<Vec<u64>> = self
-                    .peers
-                    .iter()
-                    .map(|peer| ranges.iter().flat_map(|&range| peer.bitmap.modified_in(range)).collect())
-                    .collect();
-                self.commit_bitmaps(now, |(peer, page)| wanted[peer].contains(&page), out);
-            }
+        let peers = self.peers.iter().enumerate();
+        let needed: Vec<(usize, u64)> = peers
+            .flat_map(|(at, peer)| {
+                let pages = ranges.iter().flat_map(|&range| peer.bitmap.modified_in(range));
+                pages.map(move |page| (at, page))
+            })
+            .collect();
+        if self.bitmap_commit.is_some() || self.commit_bitmaps(now, needed, out) {
             return;
         }
         let updates: Vec<_> = self
@@ -114,7 +115,7 @@ impl Volume {
         }
         let urgent: Vec<bool> = self.peer_numbers().map(|p| self.wants_bitmap(p, now)).collect();
         if urgent.contains(&true) {
-            self.commit_bitmaps(now, |(peer, _)| urgent[peer], out);
+            self.commit_bitmaps(now, self.modified_pages(|peer| urgent[peer]), out);
         }
         self.drop_full_marks();
     }
@@ -125,8 +126,9 @@ impl Volume {
             return false;
         }
         let up = matches!(link.link, Link::Up { .. });
-        let ending = matches!(self.transition, super::Transition::Recording { .. });
-        ending || (up && self.record(peer).full) || (up && now.since(self.bitmaps_flushed) >= BITMAP_INTERVAL)
+        self.transition.is_final()
+            || (up && self.record(peer).full)
+            || (up && now.since(self.bitmaps_flushed) >= BITMAP_INTERVAL)
     }
 
     pub(super) fn bitmap_flush_due(&self) -> Option<Moment> {
@@ -149,29 +151,46 @@ impl Volume {
         }
     }
 
-    /// Commits up to [`PAGES_MAX`] modified pages that `wanted` (peer index, page) names. False when there are none.
-    fn commit_bitmaps(&mut self, now: Moment, wanted: impl Fn((usize, u64)) -> bool, out: &mut Effects) -> bool {
-        let instance = self.book.get().instance;
+    /// True when every change of every bitmap is durable.
+    pub(super) fn bitmaps_are_durable(&self) -> bool {
+        !self.local_ok || self.bitmap_commit.is_none() && self.peers.iter().all(|p| p.bitmap.modified_count() == 0)
+    }
+
+    /// The first [`PAGES_MAX`] modified pages of the peers (by index) that `wanted` names.
+    fn modified_pages(&self, wanted: impl Fn(usize) -> bool) -> Vec<(usize, u64)> {
         let whole = crate::units::ByteRange::new(0, self.data_len);
-        let mut pages: Vec<MetaPage> = Vec::new();
-        for (at, peer) in self.peers.iter_mut().enumerate() {
-            if peer.bitmap.modified_count() == 0 {
-                continue;
-            }
-            for page in peer.bitmap.modified_in(whole) {
-                if pages.len() < PAGES_MAX && wanted((at, page)) {
-                    pages.push(peer.bitmap.encode_page(page, peer.slot, instance, &self.layout));
-                }
+        let mut pages = Vec::new();
+        for (at, peer) in self.peers.iter().enumerate().filter(|&(at, _)| wanted(at)) {
+            if peer.bitmap.modified_count() > 0 {
+                pages.extend(peer.bitmap.modified_in(whole).into_iter().map(|page| (at, page)));
             }
         }
-        if pages.is_empty() {
+        pages
+    }
+
+    /// Commits up to [`PAGES_MAX`] of these pages. False when there are none.
+    fn commit_bitmaps(&mut self, now: Moment, mut wanted: Vec<(usize, u64)>, out: &mut Effects) -> bool {
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted.truncate(PAGES_MAX);
+        if wanted.is_empty() {
             return false;
         }
+        let instance = self.book.get().instance;
+        let mut pages = Vec::with_capacity(wanted.len());
+        for (at, page) in wanted {
+            let peer = &mut self.peers[at];
+            pages.push(peer.bitmap.encode_page(page, peer.slot, instance, &self.layout));
+        }
         self.bitmaps_flushed = now;
+        self.start_page_commit(pages, out);
+        true
+    }
+
+    fn start_page_commit(&mut self, pages: Vec<MetaPage>, out: &mut Effects) {
         let op = self.begin(Op::BitmapCommit);
         self.bitmap_commit = Some(op);
         out.push(Effect::MetaCommit { op, pages });
-        true
     }
 
     pub(super) fn meta_done(&mut self, now: Moment, done: Op, result: Result<(), DiskError>, out: &mut Effects) {

@@ -65,7 +65,7 @@ impl Volume {
             Message::Read { id, range } => self.peer_reads(now, peer, connection, id, range, out),
             Message::ReadDone { id, errno } => self.peer_has_read(now, peer, id, errno, buf, out),
             Message::Claim { term } => self.claimed(peer, term, out),
-            Message::Grant { term } => self.granted(term, out),
+            Message::Grant { term } => self.granted(now, term, out),
             Message::Deny { term, rule } => self.denied(now, peer, term, rule, out),
             Message::Offer { term } => self.offered(now, peer, term, out),
             Message::State { role, disk } => self.peer_state(now, peer, role, disk, out),
@@ -203,7 +203,11 @@ impl Volume {
         self.fail_remote_reads(peer, out);
         self.detach_lost(peer, out);
         self.transition_lost(peer, out);
-        let in_sync = !self.record(peer).base.is_some();
+        if self.peer(peer).exclusion.is_some() {
+            // Lost again before it was done: the shares stay until it is.
+            return;
+        }
+        let in_sync = !self.record(peer).base.is_some() && !self.transition.has_ended();
         if self.role == Role::Primary && in_sync && self.local_ok && !self.book.get().lineage.is_fresh() {
             self.exclude(peer, out);
         } else if let Some(floor) = self.peer_mut(peer).share_floor.take() {

@@ -167,6 +167,8 @@ pub struct Volume {
     entropy: u64,
     attached: bool,
     attaching: bool,
+    /// The ring of the activity log must be written anew before the first transaction.
+    blank_log: bool,
     /// The disk is in use.
     local_ok: bool,
     /// A primary without a disk waits for a peer to record it.
@@ -242,6 +244,7 @@ impl Volume {
             });
             peers.push(Peer::new(name.clone(), PeerNo(u8::try_from(slot).expect("few slots")), bitmap));
         }
+        let blank_log = notes.iter().any(|note| matches!(note, crate::meta::Note::LogUnusable(_)));
         if in_doubt && superblock.disk == DiskState::UpToDate {
             superblock.disk = DiskState::Outdated;
         }
@@ -259,6 +262,7 @@ impl Volume {
             entropy,
             attached: false,
             attaching: false,
+            blank_log,
             detaching: None,
             detach_waiting: Vec::new(),
             resume,

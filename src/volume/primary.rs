@@ -162,9 +162,10 @@ impl Volume {
     }
 
     fn launch(&mut self, now: Moment, id: SegmentId, out: &mut Effects) {
-        let Segment { range, change, request, .. } = *self.segments.get(id);
-        let entry =
-            Entry { range, segment: Some(id), local_written: !self.local_ok, logged: self.local_ok, resync: None };
+        let Segment { range, change, request, stage } = *self.segments.get(id);
+        // What waited for the activity log holds its references, even if the disk has failed meanwhile.
+        let logged = self.local_ok || stage == Stage::Warming;
+        let entry = Entry { range, segment: Some(id), local_written: !self.local_ok, logged, resync: None };
         let seq = self.log.push(entry);
         let mut shares = u32::from(self.local_ok || self.detaching.is_some());
         let mut copies = u32::from(self.local_ok);

@@ -85,6 +85,11 @@ impl Transition {
         )
     }
 
+    /// True when every request is done and no other will come.
+    pub(super) fn has_ended(self) -> bool {
+        matches!(self, Self::Ended | Self::Recording { goal: Goal::Shutdown, .. })
+    }
+
     /// True while requests of clients wait.
     pub(super) fn holds_requests(self) -> bool {
         matches!(self, Self::Draining { .. } | Self::Recording { .. } | Self::Ended)
@@ -238,14 +243,21 @@ impl Volume {
                 self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
                 self.send(peer, Message::Claim { term }, None, out);
             }
-            None => self.take_role(ticket, term, out),
+            None => self.take_role(now, ticket, term, out),
         }
         Ok(())
     }
 
     /// Makes being primary at `term` durable.
-    fn take_role(&mut self, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
+    fn take_role(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
         self.transition = Transition::Promoting { ticket };
+        let greeting: Vec<PeerNo> = self
+            .peer_numbers()
+            .filter(|&p| self.peer(p).connection().is_some() && !matches!(self.peer(p).link, Link::Up { .. }))
+            .collect();
+        for peer in greeting {
+            self.drop_link(now, peer, "this node is becoming primary; both greet again".into(), out);
+        }
         let fresh = self.book.get().lineage.is_fresh();
         let good = matches!(self.disk(), DiskState::UpToDate) && !fresh;
         let left = self
@@ -352,9 +364,9 @@ impl Volume {
         });
     }
 
-    pub(super) fn granted(&mut self, granted: Term, out: &mut Effects) {
+    pub(super) fn granted(&mut self, now: Moment, granted: Term, out: &mut Effects) {
         match self.transition {
-            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(ticket, term, out),
+            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(now, ticket, term, out),
             _ => {}
         }
     }
@@ -365,6 +377,12 @@ impl Volume {
         match self.transition {
             Transition::Claiming { ticket, term, .. } if term == denied => {
                 self.transition = Transition::None;
+                if ticket.is_none() && rule == Rule::OldTerm {
+                    // The newer term came with the answer.
+                    self.try_to_resume(now, out);
+                    return;
+                }
+                self.resume &= rule != Rule::PeerIsPrimary;
                 let result =
                     Err(refusal(rule, format!("{name} does not consent"), "Look at `repblk status` on both nodes"));
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
@@ -394,7 +412,7 @@ impl Volume {
         };
         match deny {
             Some(rule) => self.send(peer, Message::Deny { term, rule: rule.number() }, None, out),
-            None => self.take_role(None, term, out),
+            None => self.take_role(now, None, term, out),
         }
     }
 
@@ -474,7 +492,9 @@ impl Volume {
         match self.transition {
             Transition::Draining { ticket, goal, .. } => {
                 let open = self.requests.len() - self.held.len();
-                let quiet = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                let still = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
+                let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {
                     self.record_end(now, ticket, goal, quiet, out);
                 } else if overdue {

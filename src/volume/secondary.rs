@@ -118,7 +118,7 @@ impl Volume {
         let fits = |stream: &Stream, seq: Seq, range: ByteRange| {
             stream.peer == peer
                 && stream.live
-                && stream.term == term
+                && term >= stream.term
                 && seq > stream.received
                 && range.end() <= data_len
                 && stream.items.len() < room
@@ -141,6 +141,7 @@ impl Volume {
                 stream.items.push_back(Item { seq, range, change, stage: Applied::Held });
                 stream.held += 1;
                 stream.received = seq;
+                stream.term = term;
             }
             _ => {
                 Self::release(buf, out);

@@ -1,0 +1,160 @@
+# shellcheck shell=bash
+# PostgreSQL on the exported device, on the database host of the demo. Sourced after hosts.sh.
+#
+# The caller sets WORK and LOGS. Everything here runs on host `db`; its mounts are invisible elsewhere and end with it.
+
+PG_BIN=/usr/lib/postgresql/15/bin
+MOUNT=/run/mes # on the database host, whose /run is $WORK/db/run: user postgres can get there wherever WORK is
+DEVICE=        # the block device: /dev/nbdN or /dev/loopN
+ATTACHED=      # kernel | fuse: how DEVICE reaches the node
+
+on_db() { host_run db "$@"; }
+
+as_postgres() { on_db setpriv --reuid postgres --regid postgres --init-groups env -C / PATH="$PG_BIN:$PATH" "$@"; }
+
+# kernel_nbd: has this kernel an NBD client?
+kernel_nbd() {
+    [[ -d /sys/module/nbd ]] || { command -v modprobe >/dev/null && modprobe --quiet nbd 2>/dev/null; }
+}
+
+# device_attach ADDRESS PORT EXPORT: connects the database host to a node; the device's path goes to DEVICE.
+#
+# Without a kernel client: nbdfuse shows the export as a file, a loop device makes it a block device. A flush of the
+# loop device is an fsync of the file, which nbdfuse passes on as NBD_CMD_FLUSH. Direct
+# I/O keeps the loop device from caching everything a second time, and from acknowledging what was only cached.
+device_attach() {
+    wait_for 10 "an answer from $1:$2" nbd_answers "nbd://$1:$2/$3" || return 1
+    if kernel_nbd; then
+        local candidate
+        for candidate in /sys/block/nbd*; do
+            [[ -e $candidate/pid ]] && continue
+            DEVICE=/dev/${candidate##*/}
+            # The netlink interface of the driver exists in the first network namespace only, hence the older one.
+            if on_db nbd-client -nonetlink -N "$3" "$1" "$2" "$DEVICE" -timeout 30 >>"$LOGS/attach.log" 2>&1; then
+                ATTACHED=kernel
+                return 0
+            fi
+        done
+        warn "the kernel's NBD client could not connect (see $LOGS/attach.log); trying nbdfuse"
+    fi
+    # The file has the name of the work directory, so that a loop device tells which run it belongs to.
+    local file=/run/nbd/${WORK##*/}
+    on_db mkdir -p /run/nbd
+    host_start db nbdfuse "$LOGS/attach.log" nbdfuse "$file" "nbd://$1:$2/$3"
+    wait_for 10 "nbdfuse to connect to $1:$2" on_db test -f "$file" || return 1
+    DEVICE=$(on_db losetup --find --show --direct-io=on "$file") || return 1
+    ATTACHED=fuse
+    # Detaching a device in use makes it go with its last user: a process of this host, which cannot outlive it.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    host_start db device "$LOGS/attach.log" bash -c 'exec sleep infinity <"$1"' - "$DEVICE"
+    wait_for 5 "the device to be held" device_held || return 1
+    on_db losetup --detach "$DEVICE"
+}
+
+nbd_answers() { on_db timeout 3 nbdinfo --size "$1" >/dev/null 2>>"$LOGS/attach.log"; }
+
+device_held() { [[ $(on_db readlink "/proc/$(on_db cat /run/device.pid)/fd/0") == "$DEVICE" ]]; }
+
+# device_detach: lets go of the device, which must not be mounted.
+device_detach() {
+    case $ATTACHED in
+    kernel)
+        on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1 || return 1
+        ;;
+    fuse)
+        host_signal db device KILL
+        wait_for 5 "the device to be released" device_free || return 1
+        on_db umount --lazy /run/nbd || return 1
+        wait_for 10 "nbdfuse to end" host_ended db nbdfuse || return 1
+        ;;
+    esac
+    DEVICE=
+    ATTACHED=
+}
+
+device_free() { [[ ! -e /sys/block/${DEVICE#/dev/}/loop/backing_file ]]; }
+
+# device_abandon: the node behind the device is dead. Whoever waits for its answers gets an error, and can end.
+device_abandon() {
+    case $ATTACHED in
+    kernel) on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1 && ATTACHED= ;;
+    fuse) host_signal db nbdfuse KILL ;;
+    esac
+}
+
+fs_make() { on_db mkfs.ext4 -q -L mes "$DEVICE"; }
+
+# fs_mount: ext4 with its defaults; barriers and ordered data are named so that nobody has to wonder.
+fs_mount() {
+    on_db mkdir -p "$MOUNT"
+    on_db mount -o noatime,barrier=1,data=ordered "$DEVICE" "$MOUNT"
+}
+
+fs_unmount() { on_db umount "$MOUNT"; }
+
+# fs_fsync NUMBER: so many small writes to the file system, each with an fsync.
+fs_fsync() {
+    on_db dd if=/dev/zero of="$MOUNT/fsync-probe" bs=4096 count="$1" oflag=dsync status=none
+    on_db rm "$MOUNT/fsync-probe"
+}
+
+pg_init() {
+    on_db install -d -o postgres -g postgres -m 700 "$MOUNT/pg"
+    as_postgres initdb --pgdata "$MOUNT/pg" --data-checksums --auth trust --encoding UTF8 --locale C.UTF-8 \
+        >"$LOGS/initdb.log" 2>&1 || return 1
+    # Small buffers and frequent checkpoints, so that the device has work to do; durability is left as it comes: full.
+    as_postgres tee -a "$MOUNT/pg/postgresql.conf" >/dev/null <<'CONF'
+listen_addresses = ''
+unix_socket_directories = '/run/postgresql'
+shared_buffers = 48MB
+max_connections = 40
+max_wal_size = 192MB
+checkpoint_timeout = 30s
+log_checkpoints = on
+log_line_prefix = '%m [%p] '
+CONF
+    # initdb flushes what it wrote; nobody has flushed the lines above.
+    on_db sync --file-system "$MOUNT/pg"
+}
+
+# pg_start: starts the server in a process namespace of its own, so that it can be killed as a whole.
+pg_start() {
+    on_db install -d -o postgres -g postgres -m 755 /run/postgresql
+    host_start db postgres "$LOGS/postgresql.log" \
+        unshare --pid --fork --kill-child setpriv --reuid postgres --regid postgres --init-groups \
+        "$PG_BIN/postgres" -D "$MOUNT/pg"
+    wait_for "${1:-30}" "PostgreSQL to accept connections" pg_settled
+    pg_ready
+}
+
+pg_settled() { pg_ready || host_ended db postgres; }
+
+pg_ready() { as_postgres pg_isready --quiet --host /run/postgresql; }
+
+# pg_signal SIGNAL: to the server itself. Not by pg_ctl: the server's own idea of its process number is 1.
+pg_signal() {
+    local outer server
+    outer=$(on_db cat /run/postgres.pid)
+    server=$(on_db cat "/proc/$outer/task/$outer/children")
+    on_db kill "-$1" "${server// /}"
+}
+
+# pg_stop: a fast shutdown, with its checkpoint.
+pg_stop() {
+    pg_signal INT
+    wait_for 60 "PostgreSQL to shut down" host_ended db postgres
+}
+
+# pg_kill: kills the whole server. It may have to wait for the device, so the end of it is awaited by `pg_killed`.
+pg_kill() { pg_signal KILL; }
+
+pg_killed() { wait_for 20 "the killed PostgreSQL to end" host_ended db postgres; }
+
+# amcheck [OPTION...]: every table and every index of every database, with the heap compared to the index.
+amcheck() {
+    as_postgres pg_amcheck --host /run/postgresql --all --install-missing --heapallindexed --jobs 2 "$@" \
+        >>"$LOGS/amcheck.log" 2>&1
+}
+
+# mes COMMAND...: the workload program on the database host.
+mes() { on_db /usr/bin/python3 -B "$WORK/bin/mes.py" "$@"; }

@@ -1,0 +1,188 @@
+//! Each seed draws its own world: sizes, limits, modes, and which faults happen how often.
+
+use repblk::condition::Mode;
+use repblk::volume::Limits;
+
+use crate::disk::DiskFaults;
+use crate::media::Loss;
+use crate::rng::Rng;
+
+/// One millisecond of virtual time.
+pub(crate) const MS: u64 = 1_000_000;
+/// One second of virtual time.
+pub(crate) const SECOND: u64 = 1000 * MS;
+
+/// What one run is made of. A scenario starts from [`Options::calm`]; a seed from [`Options::draw`].
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Length of the data in bytes.
+    pub(crate) data_len: u64,
+    /// Slots of the activity log.
+    pub(crate) al_slots: u32,
+    /// Length of an extent in bytes.
+    pub(crate) extent_len: u32,
+    /// Acknowledgement mode of both nodes.
+    pub(crate) mode: Mode,
+    /// Bounds of the machine's memory.
+    pub(crate) limits: Limits,
+    /// `async`: bytes not yet replicated, at most.
+    pub(crate) backlog_bytes_max: u64,
+    /// Resync in bytes a second at most; 0 for no bound.
+    pub(crate) rate_max: u64,
+    /// A primary that was killed becomes primary again when the peer consents.
+    pub(crate) resume_primary: bool,
+    /// How long clients and faults go on.
+    pub(crate) busy_for: u64,
+    /// Clients.
+    pub(crate) clients: usize,
+    /// Requests that a client has under way at most.
+    pub(crate) depth: usize,
+    /// Mean time between two requests of one client.
+    pub(crate) think: u64,
+    /// Longest request in sectors.
+    pub(crate) request_sectors_max: u64,
+    /// Sectors that clients use; fewer make more conflicts.
+    pub(crate) span: u64,
+    /// A flush in so many requests.
+    pub(crate) flush_every: u64,
+    /// Mean delay of a disk operation.
+    pub(crate) disk_delay: u64,
+    /// Mean delay of bytes on the link.
+    pub(crate) latency: u64,
+    /// Random disk faults.
+    pub(crate) disk_faults: DiskFaults,
+    /// What a power loss leaves; drawn anew each time when none.
+    pub(crate) loss: Option<Loss>,
+    /// Mean time between power losses of some node; 0: none.
+    pub(crate) power_every: u64,
+    /// Mean time between killed processes; 0: none.
+    pub(crate) kill_every: u64,
+    /// Mean time between link cuts; 0: none.
+    pub(crate) cut_every: u64,
+    /// Mean time between one-way stalls; 0: none.
+    pub(crate) stall_every: u64,
+    /// Mean time between damaged bits; 0: none.
+    pub(crate) damage_every: u64,
+    /// Mean time between power losses of both nodes at once; 0: none.
+    pub(crate) both_every: u64,
+    /// Mean time between operator's whims; 0: none.
+    pub(crate) whim_every: u64,
+    /// Heartbeats lost, in a thousand.
+    pub(crate) heartbeats_lost: u64,
+    /// The operator promotes without looking.
+    pub(crate) careless: bool,
+    /// Faults have no bound and never end: only safety is checked.
+    pub(crate) unbounded: bool,
+    /// The shell tells the machine of a link that the machine itself closed.
+    pub(crate) echo_close: bool,
+    /// Clock drift of node B against node A in parts per million, up to this, either way.
+    pub(crate) drift_ppm_max: u64,
+}
+
+impl Options {
+    /// A small volume, steady clients, no faults.
+    pub(crate) fn calm() -> Self {
+        Self {
+            data_len: 1 << 20,
+            al_slots: 8,
+            extent_len: 64 << 10,
+            mode: Mode::Sync,
+            limits: Limits::default(),
+            backlog_bytes_max: 256 << 10,
+            rate_max: 0,
+            resume_primary: false,
+            busy_for: 0,
+            clients: 0,
+            depth: 4,
+            think: 2 * MS,
+            request_sectors_max: 64,
+            span: 2048,
+            flush_every: 10,
+            disk_delay: 100_000,
+            latency: 100_000,
+            disk_faults: DiskFaults::default(),
+            loss: Some(Loss::Anything),
+            power_every: 0,
+            kill_every: 0,
+            cut_every: 0,
+            stall_every: 0,
+            damage_every: 0,
+            both_every: 0,
+            whim_every: 0,
+            heartbeats_lost: 0,
+            careless: false,
+            unbounded: false,
+            echo_close: true,
+            drift_ppm_max: 0,
+        }
+    }
+
+    /// The options of a seed.
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let data_len = (1u64 << 20) * rng.pick(&[1, 1, 1, 2, 2, 4]);
+        let sectors = data_len / 512;
+        let busy_for = rng.between(2, 12) * SECOND;
+        let careless = rng.chance(1, 12);
+        let mode = rng.pick(&[Mode::Sync, Mode::Sync, Mode::Sync, Mode::SemiSync, Mode::Async]);
+        let disk = rng.chance(1, 4);
+        let mut rate = |of_four: u64, low: u64, high: u64| {
+            if rng.chance(of_four, 4) { rng.between(low, high) * 100 * MS } else { 0 }
+        };
+        let power_every = rate(2, 10, 60);
+        let kill_every = rate(2, 8, 60);
+        let cut_every = rate(2, 3, 40);
+        let stall_every = rate(1, 10, 60);
+        let damage_every = rate(1, 5, 40);
+        let both_every = rate(1, 20, 80);
+        let whim_every = rate(2, 3, 30);
+        let disk_faults = if disk {
+            DiskFaults {
+                read_eio: rng.pick(&[0, 200, 1000]),
+                write_eio: rng.pick(&[0, 100, 500]),
+                flush_eio: rng.pick(&[0, 200, 1000]),
+                meta_eio: rng.pick(&[0, 0, 200, 1000]),
+                hang: rng.pick(&[0, 0, 100]),
+            }
+        } else {
+            DiskFaults::default()
+        };
+        Self {
+            data_len,
+            al_slots: rng.pick(&[8, 8, 9, 12]),
+            extent_len: 64 << 10,
+            mode,
+            limits: Limits {
+                log_entries: rng.pick(&[16, 64, 1024]),
+                unstable_bytes: rng.pick(&[128 << 10, 1 << 20]),
+                segment_len: rng.pick(&[4096, 16 << 10, 64 << 10]),
+                hole_len: rng.pick(&[16 << 10, 64 << 10]),
+            },
+            backlog_bytes_max: rng.pick(&[64 << 10, 1 << 20]),
+            rate_max: rng.pick(&[0, 0, 4 << 20, 32 << 20]),
+            resume_primary: rng.coin(),
+            busy_for,
+            clients: rng.pick(&[1, 1, 2, 3]),
+            depth: rng.pick(&[1, 4, 8, 16]),
+            think: rng.pick(&[MS, 2 * MS, 5 * MS, 15 * MS]),
+            request_sectors_max: rng.pick(&[1, 8, 16, 64, 128]),
+            span: if rng.coin() { sectors } else { rng.between(64, sectors) },
+            flush_every: rng.pick(&[3, 10, 50, 1000]),
+            disk_delay: rng.pick(&[20_000, 100_000, 100_000, 500_000, 3 * MS]),
+            latency: rng.pick(&[30_000, 100_000, 500_000, 5 * MS]),
+            disk_faults,
+            loss: rng.pick(&[None, None, Some(Loss::Anything), Some(Loss::Everything)]),
+            power_every,
+            kill_every,
+            cut_every,
+            stall_every,
+            damage_every,
+            both_every,
+            whim_every,
+            heartbeats_lost: rng.pick(&[0, 0, 50, 500]),
+            careless,
+            unbounded: rng.chance(1, 12),
+            echo_close: rng.coin(),
+            drift_ppm_max: rng.pick(&[0, 200]),
+        }
+    }
+}

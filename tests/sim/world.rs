@@ -1,0 +1,375 @@
+//! The world: virtual time, what will happen in it, and everything that exists. It is the shell of both machines.
+//!
+//! One number decides everything: events are ordered by time and then by the order of their making, every choice comes from
+//! a seeded generator, and nothing depends on addresses, hashes or the wall clock.
+
+use std::collections::BTreeMap;
+
+use repblk::units::{ConnectionId, OpId, SessionId, Term, Ticket};
+use repblk::volume::io::{Command, HostOp, Input, PeerView, Refusal};
+use repblk::wire::Message;
+
+use crate::client::Client;
+use crate::history::History;
+use crate::net::Link;
+use crate::node::{Node, letter};
+use crate::operator::Operator;
+use crate::rng::Rng;
+use crate::story::{Blow, Trap};
+use crate::swarm::{MS, Options, SECOND};
+use crate::trace::trace;
+
+/// More events than any run of bounded length has: beyond, something spins.
+const EVENTS_MAX: u64 = 3_000_000;
+
+/// Something that will happen. What belongs to one life of a process carries it, and is dropped in another.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A data operation ends.
+    DiskDone { node: usize, life: u64, op: OpId },
+    /// A commit ends.
+    MetaDone { node: usize, life: u64, op: OpId },
+    /// Bytes of `from` arrive.
+    Deliver { link: usize, from: usize },
+    /// A node is given a link that was agreed.
+    LinkUp { node: usize, life: u64, link: usize },
+    /// A node learns that a link is down.
+    LinkDown { node: usize, life: u64, link: usize, why: &'static str },
+    /// The dialers try.
+    Dial,
+    /// A frame of an older link turns up.
+    OldFrame { node: usize, life: u64, frame: Box<OldFrame> },
+    /// The turn of a shell's loop ends.
+    TurnEnd { node: usize, life: u64 },
+    /// A machine's deadline.
+    Wake { node: usize, life: u64 },
+    /// Heartbeats are sent.
+    Heartbeat,
+    /// A heartbeat arrives.
+    PeerSeen { node: usize, life: u64, view: PeerView },
+    /// A client looks for something to do.
+    ClientTick { client: usize },
+    /// The shell learns that a client is gone.
+    HostGone { node: usize, life: u64, session: SessionId },
+    /// A command reaches a node.
+    Command { node: usize, life: u64, ticket: Ticket, command: Command },
+    /// The operator looks around.
+    OperatorTick,
+    /// A fault of a kind; it schedules its next.
+    Fault(Fault),
+    /// A process starts.
+    Start { node: usize, life: u64 },
+    /// A stalled stream flows again.
+    Unstall { link: usize, from: usize },
+    /// The checkers look.
+    Check,
+    /// A trap closes.
+    Blow(Blow),
+}
+
+/// Kinds of faults that happen by themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// A node loses power.
+    Power,
+    /// Both nodes do.
+    Both,
+    /// A process is killed.
+    Kill,
+    /// The link is cut, sometimes for longer.
+    Cut,
+    /// One direction stalls.
+    Stall,
+    /// A bit flips under way.
+    Damage,
+    /// The operator has a whim.
+    Whim,
+}
+
+/// A frame kept to turn up later.
+#[derive(Clone, Debug)]
+pub(crate) struct OldFrame {
+    /// Its link.
+    pub(crate) connection: ConnectionId,
+    /// Its term.
+    pub(crate) term: Term,
+    /// Its message.
+    pub(crate) message: Message,
+    /// Its payload.
+    pub(crate) payload: Option<Vec<u8>>,
+}
+
+/// Everything.
+pub(crate) struct World {
+    /// Virtual nanoseconds since the start.
+    pub(crate) now: u64,
+    /// What this run is made of.
+    pub(crate) options: Options,
+    /// The two servers.
+    pub(crate) nodes: [Node; 2],
+    /// Links, oldest first; only the last can be alive.
+    pub(crate) links: Vec<Link>,
+    /// No link can be made before this time.
+    pub(crate) data_cut_until: u64,
+    /// No heartbeat arrives before this time.
+    pub(crate) beats_cut_until: u64,
+    /// Clients cannot reach these nodes.
+    pub(crate) unreachable: [bool; 2],
+    /// A frame of the present link for each receiver, to turn up when it is an old one.
+    pub(crate) keepsakes: [Option<OldFrame>; 2],
+    /// The clients.
+    pub(crate) clients: Vec<Client>,
+    /// What they did.
+    pub(crate) history: History,
+    /// Stands in for people, the daemon and the arbiter.
+    pub(crate) operator: Operator,
+    /// Answers to commands.
+    pub(crate) answers: BTreeMap<Ticket, Result<(), Refusal>>,
+    /// A scenario's blow that waits for its point.
+    pub(crate) trap: Option<Trap>,
+    /// Faults still happen.
+    pub(crate) trouble: bool,
+    /// What checkers remember.
+    pub(crate) memory: crate::checkers::Memory,
+    /// Coverage: how often something happened, by name.
+    pub(crate) marks: BTreeMap<&'static str, u64>,
+    pub(crate) rng: Rng,
+    pub(crate) link_rng: Rng,
+    pub(crate) client_rng: Rng,
+    queue: BTreeMap<(u64, u64), Event>,
+    made: u64,
+    handled: u64,
+    next_session: u64,
+    next_ticket: u64,
+}
+
+impl World {
+    /// Two formatted hosts, off, and nothing else.
+    pub(crate) fn new(seed: u64, options: Options) -> Self {
+        let mut rng = Rng::new(seed);
+        let nodes = [Node::new(0, &options, &mut rng.fork(10)), Node::new(1, &options, &mut rng.fork(11))];
+        let sectors = usize::try_from(options.data_len / 512).expect("small");
+        Self {
+            now: 0,
+            nodes,
+            links: Vec::new(),
+            data_cut_until: 0,
+            beats_cut_until: 0,
+            unreachable: [false; 2],
+            keepsakes: [None, None],
+            clients: Vec::new(),
+            history: History::new(sectors),
+            operator: Operator::default(),
+            answers: BTreeMap::new(),
+            trap: None,
+            trouble: false,
+            memory: crate::checkers::Memory::default(),
+            marks: BTreeMap::new(),
+            link_rng: rng.fork(12),
+            client_rng: rng.fork(13),
+            rng,
+            queue: BTreeMap::new(),
+            made: 0,
+            handled: 0,
+            next_session: 0,
+            next_ticket: 0,
+            options,
+        }
+    }
+
+    /// Both daemons start; clients, heartbeats, dialers, checkers and the operator begin their rounds.
+    pub(crate) fn begin(&mut self) {
+        for node in 0..2 {
+            let life = self.nodes[node].life;
+            let delay = self.rng.wait(MS);
+            self.after(delay, Event::Start { node, life });
+        }
+        self.after(5 * MS, Event::Dial);
+        self.after(20 * MS, Event::Heartbeat);
+        self.after(10 * MS, Event::Check);
+        self.after(10 * MS, Event::OperatorTick);
+        for client in 0..self.options.clients {
+            self.clients.push(Client::default());
+            self.after(30 * MS, Event::ClientTick { client });
+        }
+    }
+
+    /// Something happened that runs should reach.
+    pub(crate) fn mark(&mut self, name: &'static str) {
+        *self.marks.entry(name).or_default() += 1;
+    }
+
+    /// `event` happens `delay` from now.
+    pub(crate) fn after(&mut self, delay: u64, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// `event` happens at `time`, or now if that has passed.
+    pub(crate) fn at(&mut self, time: u64, event: Event) {
+        self.made += 1;
+        self.queue.insert((time.max(self.now), self.made), event);
+    }
+
+    /// Lets `span` of virtual time pass.
+    pub(crate) fn run_for(&mut self, span: u64) {
+        let end = self.now + span;
+        while let Some(entry) = self.queue.first_entry() {
+            if entry.key().0 > end {
+                break;
+            }
+            let ((time, _), event) = entry.remove_entry();
+            self.now = time;
+            self.handled += 1;
+            assert!(self.handled < EVENTS_MAX, "the world spins: {event:?}");
+            self.happen(event);
+        }
+        self.now = end;
+    }
+
+    /// Lets time pass until `done`, at most `span`. True when it came to be.
+    pub(crate) fn run_until(&mut self, span: u64, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let end = self.now + span;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.run_for((5 * MS).min(end - self.now));
+        }
+        done(self)
+    }
+
+    /// Events handled so far.
+    pub(crate) fn handled(&self) -> u64 {
+        self.handled
+    }
+
+    /// A number for a new session.
+    pub(crate) fn new_session(&mut self) -> SessionId {
+        self.next_session += 1;
+        SessionId(self.next_session)
+    }
+
+    /// Sends a command to a node; the answer will be in `answers`.
+    pub(crate) fn command(&mut self, node: usize, command: Command) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        trace!(self, Some(node), '!', "command {ticket} {command:?}");
+        let life = self.nodes[node].life;
+        let delay = self.rng.wait(200_000);
+        self.after(delay, Event::Command { node, life, ticket, command });
+        ticket
+    }
+
+    /// True while the process that `life` belongs to still runs.
+    pub(crate) fn lives(&self, node: usize, life: u64) -> bool {
+        self.nodes[node].process.is_some() && self.nodes[node].life == life
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::DiskDone { node, life, op } if self.lives(node, life) => self.disk_done(node, op),
+            Event::MetaDone { node, life, op } if self.lives(node, life) => self.meta_done(node, op),
+            Event::Deliver { link, from } => self.deliver(link, from),
+            Event::LinkUp { node, life, link } if self.lives(node, life) => self.link_up(node, link),
+            Event::LinkDown { node, life, link, why } if self.lives(node, life) => self.link_down(node, link, why),
+            Event::Dial => self.dial(),
+            Event::OldFrame { node, life, frame } if self.lives(node, life) => self.old_frame(node, *frame),
+            Event::TurnEnd { node, life } if self.lives(node, life) => {
+                self.nodes[node].running().turn_pending = false;
+                self.step(node, Input::TurnEnd);
+            }
+            Event::Wake { node, life } if self.lives(node, life) => self.wake(node),
+            Event::Heartbeat => self.heartbeat(),
+            Event::PeerSeen { node, life, view } if self.lives(node, life) => {
+                self.step(node, Input::PeerSeen { peer: crate::node::PEER, view });
+            }
+            Event::ClientTick { client } => self.client_tick(client),
+            Event::HostGone { node, life, session } if self.lives(node, life) => self.host_gone(node, session),
+            Event::Command { node, life, ticket, command } if self.lives(node, life) => {
+                self.step(node, Input::Command { ticket, command });
+            }
+            Event::OperatorTick => self.operator_tick(),
+            Event::Fault(fault) => self.fault(fault),
+            Event::Start { node, life } => {
+                if self.nodes[node].process.is_none() && self.nodes[node].life == life {
+                    self.start(node);
+                }
+            }
+            Event::Unstall { link, from } => {
+                self.links[link].streams[from].stalled = false;
+                self.deliver(link, from);
+            }
+            Event::Blow(blow) => self.fall(blow),
+            Event::Check => {
+                self.check_now();
+                self.after(7 * MS, Event::Check);
+            }
+            // What was scheduled for another life of a process.
+            _ => {}
+        }
+    }
+
+    /// The daemon of a node starts.
+    pub(crate) fn start(&mut self, node: usize) {
+        trace!(self, Some(node), '!', "start");
+        let options = self.options.clone();
+        self.nodes[node].start(&options);
+        self.step(node, Input::TurnEnd);
+    }
+
+    fn heartbeat(&mut self) {
+        for node in 0..2 {
+            let Some(view) = self.nodes[node].view(self.now) else { continue };
+            let to = 1 - node;
+            let lost = self.link_rng.chance(self.options.heartbeats_lost, 1000) || self.now < self.beats_cut_until;
+            let delay = self.link_rng.wait(self.options.latency);
+            if !lost && self.nodes[to].process.is_some() {
+                let life = self.nodes[to].life;
+                self.after(delay, Event::PeerSeen { node: to, life, view });
+            }
+        }
+        self.after(300 * MS, Event::Heartbeat);
+    }
+
+    fn wake(&mut self, node: usize) {
+        let clock = self.nodes[node].clock(self.now);
+        let process = self.nodes[node].running();
+        process.wake_at = None;
+        if process.volume.next_deadline().is_some_and(|at| at <= clock) {
+            self.step(node, Input::Wake);
+        } else {
+            self.set_alarm(node);
+        }
+    }
+
+    /// One line that says how things are.
+    pub(crate) fn summary(&self) -> String {
+        (0..2)
+            .map(|n| match self.nodes[n].snapshot(self.now) {
+                None => format!("{}: down", letter(n)),
+                Some(s) => format!(
+                    "{}: {} {} gen {} term {} frozen {:?} requests {} unstable {} peer {:?}",
+                    letter(n),
+                    s.role,
+                    s.disk,
+                    s.generation,
+                    s.term,
+                    s.frozen,
+                    s.requests,
+                    s.unstable_writes,
+                    s.peers[0]
+                ),
+            })
+            .collect::<Vec<_>>()
+            .join("\n  ")
+    }
+
+    /// A host's operation for the machine.
+    pub(crate) fn host_input(session: SessionId, tag: u64, op: HostOp, first: usize, len: usize, fua: bool) -> Input {
+        let range = repblk::units::ByteRange::new(first as u64 * 512, len as u64 * 512);
+        Input::Host { session, tag, op, range, fua }
+    }
+}
+
+/// How long a run may take to converge when everything is healed.
+pub(crate) const CONVERGE_MAX: u64 = 60 * SECOND;
