@@ -25,7 +25,7 @@ const CONSENT: Duration = Duration::from_millis(1500);
 /// How long what is under way may take to become stable before a role is kept after all.
 const DRAIN: Duration = Duration::from_secs(10);
 /// A heartbeat is believed for this long.
-pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_secs(3);
+pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_millis(1500);
 
 /// What the role is given up for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
