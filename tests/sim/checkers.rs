@@ -1,6 +1,6 @@
 //! What must be true, always or when it is quiet.
 
-use repblk::condition::{DiskState, Role};
+use repblk::condition::{DiskState, Mode, Role};
 use repblk::units::{BLOCK_SIZE, Term};
 
 use crate::client::Orphan;
@@ -50,7 +50,7 @@ impl World {
         let was = self.memory.in_sync[node].replace(in_sync);
         if in_sync && was == Some(false) {
             self.mark("joined");
-            self.history.joined(node, 1 - node);
+            self.history.joined(node, 1 - node, self.options.mode != Mode::Async);
             self.operator.excluded[1 - node] = false;
         }
     }
@@ -154,8 +154,9 @@ impl World {
         });
         if in_sync {
             self.check_identical();
-            self.history.joined(0, 1);
-            self.history.joined(1, 0);
+            let written = self.options.mode != Mode::Async;
+            self.history.joined(0, 1, written);
+            self.history.joined(1, 0, written);
         }
         for node in 0..2 {
             let owned: Vec<_> = self.nodes[node].running().pool.owned().collect();
@@ -195,7 +196,7 @@ impl World {
             s.disk == DiskState::UpToDate && peer.replication == "established" && peer.out_of_sync_bytes == 0
         };
         let primaries = usize::from(a.role == Role::Primary) + usize::from(b.role == Role::Primary);
-        fine(&a) && fine(&b) && primaries == 1 && a.frozen.is_none() && b.frozen.is_none()
+        fine(&a) && fine(&b) && primaries == 1
     }
 
     /// Checker 7: everything is healed; it must come to rest in bounded time, identical, with nothing lost or kept.
