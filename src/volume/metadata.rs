@@ -50,6 +50,9 @@ impl Volume {
             return;
         }
         self.attaching = true;
+        for peer in &mut self.peers {
+            peer.since = now;
+        }
         for text in std::mem::take(&mut self.notes) {
             Self::note(text, true, out);
         }
