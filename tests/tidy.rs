@@ -100,7 +100,8 @@ fn strip(line: &str) -> String {
         match c {
             '\\' if quoted => drop(chars.next()),
             '"' => quoted = !quoted,
-            '\'' if !quoted && chars.peek() == Some(&'"') => drop(chars.next()),
+            // The character literal of a quote opens no string.
+            '\'' if !quoted && chars.peek() == Some(&'"') => drop((chars.next(), chars.next())),
             '/' if !quoted && chars.peek() == Some(&'/') => break,
             _ if quoted => {}
             _ => code.push(c),
