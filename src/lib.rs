@@ -56,7 +56,10 @@
 //! - *Two copies meet again*: [`reconcile`](volume::reconcile::reconcile) says who copies what to whom, and by which rule.
 //! - *A disk*: a failed write or flush is a failed disk. A primary goes on with the disk of an equal peer.
 
+pub mod cli;
 pub mod condition;
+pub mod daemon;
+pub mod dataplane;
 pub mod generation;
 pub mod meta;
 pub mod nbd;

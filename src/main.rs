@@ -1,3 +1,5 @@
 //! The `repblk` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    repblk::cli::run()
+}

@@ -4,9 +4,14 @@
 //! here blocks the volume's thread: letters wake it through an event descriptor, news that find the channel full are kept and
 //! tried again at the next turn.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::sys::EventFd;
 use crate::units::{ConnectionId, DiskInstance, PeerNo, SessionId, Ticket};
 use crate::volume::io::{Command, PeerView, Refusal, Report, Snapshot};
 
@@ -155,4 +160,83 @@ pub struct Counters {
     pub metadata_commits: u64,
     /// Flushes of the local disk.
     pub disk_flushes: u64,
+}
+
+/// Why a letter was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum PostError {
+    /// The volume's thread is behind; the letter is lost, its socket closed.
+    #[error("the volume does not keep up with its letters; it may be stuck on its disk")]
+    Full,
+    /// The volume's thread has ended.
+    #[error("the volume is not running")]
+    Closed,
+}
+
+/// The daemon's end of a volume. Clones write to the same volume.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    letters: SyncSender<Letter>,
+    wake: Arc<EventFd>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Mailbox {
+    /// Puts a letter in the box and wakes the volume. Never waits.
+    ///
+    /// # Errors
+    /// When the box is full, or nobody reads it any more.
+    pub fn post(&self, letter: Letter) -> Result<(), PostError> {
+        let result = self.letters.try_send(letter);
+        self.wake.signal();
+        result.map_err(|e| match e {
+            TrySendError::Full(_) => PostError::Full,
+            TrySendError::Disconnected(_) => PostError::Closed,
+        })
+    }
+
+    /// Waits until the volume's thread has ended, as it does after [`Letter::Stop`] (and after [`News::Stopped`]). Blocks:
+    /// not for an async task.
+    pub fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic of the thread was already told.
+            let _ = thread.join();
+        }
+    }
+
+    /// Notes the thread to wait for.
+    pub(super) fn attend(&self, thread: JoinHandle<()>) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+}
+
+/// The volume's end of its mailbox.
+#[derive(Debug)]
+pub(super) struct Letters {
+    letters: Receiver<Letter>,
+    wake: Arc<EventFd>,
+}
+
+impl Letters {
+    /// Becomes readable when a letter came.
+    pub(super) fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// The next letter. Clear [`Letters::wake`] before the first call of a round.
+    pub(super) fn next(&mut self) -> Option<Letter> {
+        self.letters.try_recv().ok()
+    }
+}
+
+/// Letters that may wait.
+const LETTERS_MAX: usize = 256;
+
+/// Both ends of a new mailbox.
+pub(super) fn mailbox() -> io::Result<(Mailbox, Letters)> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(LETTERS_MAX);
+    let wake = Arc::new(EventFd::new()?);
+    let mailbox = Mailbox { letters: sender, wake: Arc::clone(&wake), thread: Arc::default() };
+    Ok((mailbox, Letters { letters: receiver, wake }))
 }

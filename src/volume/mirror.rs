@@ -190,6 +190,8 @@ impl Volume {
         link.link = Link::Down;
         link.since = now;
         link.role = None;
+        // It says so again on the next link, if it still is.
+        link.paused.1 = false;
         link.why.clone_from(&why);
         let cursor = link.cursor.take();
         if let Some(cursor) = cursor {

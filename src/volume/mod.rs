@@ -211,6 +211,8 @@ pub struct Volume {
     ops: Slab<Op>,
     frozen_since: Option<Moment>,
     resync_reported: Moment,
+    /// Dirty runs that are being read; each will want a place in the log.
+    runs_reading: usize,
     resync_pumped: Moment,
     mirrored_bytes: u64,
     resynced_bytes: u64,
@@ -291,6 +293,7 @@ impl Volume {
             ops: Slab::default(),
             frozen_since: None,
             resync_reported: Moment(0),
+            runs_reading: 0,
             resync_pumped: Moment(0),
             mirrored_bytes: 0,
             resynced_bytes: 0,

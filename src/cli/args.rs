@@ -1,0 +1,199 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use super::exit;
+use crate::daemon::config::DEFAULT_PATH;
+use crate::daemon::logs::LogFormat;
+
+const EXAMPLES: &str = "\
+Examples:
+  repblk config check                   is the configuration right?
+  repblk init mes                       format this node's copy of volume mes
+  repblk serve                          run the daemon
+  repblk promote --force                first start of a new pair: this empty copy is the good one
+  repblk status --watch                 how things are, every second
+  repblk switchover                     hand the role to the peer, without loss and without an error
+  repblk promote --peer-is-down         the other node is off for certain: take over
+
+";
+
+/// A replicated block device: NBD in front, a mirrored copy behind.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(name = "repblk", version, about, long_about = None, after_help = exit::TABLE)]
+#[command(after_long_help = format!("{EXAMPLES}{}", exit::TABLE), disable_help_subcommand = true)]
+pub(super) struct Cli {
+    /// The configuration, the same file on every node
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH, env = "REPBLK_CONFIG")]
+    pub(super) config: PathBuf,
+    /// Which node of the configuration this is [default: the one called like this host]
+    #[arg(long, global = true, value_name = "NAME", env = "REPBLK_NODE")]
+    pub(super) node: Option<String>,
+    /// What to do
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(super) enum Command {
+    /// Format this node's copy of a volume
+    #[command(after_long_help = "\
+Refuses to touch a device that has repblk metadata, a file system, a partition table or the like on it, and names what \
+it found. Run it on both nodes, then `repblk serve` on both, then `repblk promote --force` on the one whose copy shall \
+be the good one; or `repblk init --adopt` on the node whose device has the data already.")]
+    Init {
+        /// The volume; may be left out when this node has only one
+        volume: Option<String>,
+        /// Overwrite what is found on the device
+        #[arg(long)]
+        force: bool,
+        /// Keep the data on the device: it is the good copy from which the peer's is filled
+        #[arg(long)]
+        adopt: bool,
+    },
+    /// Run the daemon of this node, in the foreground
+    Serve {
+        /// How log lines look
+        #[arg(long, value_enum, default_value_t)]
+        log_format: LogFormat,
+        /// error, warn, info, debug or trace
+        #[arg(long, default_value = "info", env = "REPBLK_LOG")]
+        log_level: String,
+    },
+    /// Show how this node and its volumes are
+    Status {
+        /// One JSON object, schema 1
+        #[arg(long)]
+        json: bool,
+        /// Again every second, until interrupted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Make this node primary
+    #[command(after_long_help = "\
+With the peer connected it must consent: it is secondary, promises not to serve, and nothing is lost. Without it, this \
+node cannot know whether the peer still serves; two primaries would part the data for good. Say --peer-is-down when the \
+peer is off for certain (fenced, unplugged, its daemon stopped).")]
+    Promote {
+        #[command(flatten)]
+        target: Target,
+        /// Also when acknowledged writes may be lost: this copy is fresh, outdated, inconsistent or diverged
+        #[arg(long)]
+        force: bool,
+        /// You vouch that the peer, which cannot be seen, is off
+        #[arg(long)]
+        peer_is_down: bool,
+    },
+    /// Make this node secondary, everything flushed on both copies
+    Demote {
+        #[command(flatten)]
+        target: Target,
+        /// Also while NBD clients are connected; they are disconnected without an error and may reconnect to the peer
+        #[arg(long)]
+        disconnect_clients: bool,
+    },
+    /// Hand the role to the peer, without loss and without an error to clients
+    Switchover {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Copy again what may differ
+    Resync {
+        #[command(flatten)]
+        target: Target,
+        /// Every block, whatever is known of it
+        #[arg(long)]
+        full: bool,
+        /// After a split brain: give up what only this copy has, and take the peer's blocks instead
+        #[arg(long)]
+        discard_local: bool,
+        /// Show the progress until it is over
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Let data links in again
+    Connect {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Close the data links and let none in until `connect`
+    Disconnect {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Suspend resync
+    Pause {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Go on with resync
+    Resume {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show what happens: first how things are, then every change
+    Events {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at the configuration
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Write a completion script for a shell to standard output
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Say whether it is right, and what it means
+    Check,
+}
+
+/// Which volume, and how long to wait.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(super) struct Target {
+    /// The volume; may be left out when this node has only one
+    #[arg(long, value_name = "NAME")]
+    pub(super) volume: Option<String>,
+    /// Give up waiting after so many seconds; the daemon goes on
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(super) timeout: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_command() {
+        let before = Cli::try_parse_from(["repblk", "--config", "/c", "--node", "b", "status", "--json"]);
+        let after = Cli::try_parse_from(["repblk", "status", "--json", "--node", "b", "--config", "/c"]);
+        assert_eq!(before.expect("parses"), after.expect("parses"));
+    }
+
+    #[test]
+    fn help_has_the_exit_codes() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("refused by a rule") && help.contains("repblk switchover"), "{help}");
+        assert!(Cli::command().render_help().to_string().contains("3  the daemon is not reachable"));
+    }
+}

@@ -1,0 +1,143 @@
+//! The command line's end of the control socket. Waits for nothing longer than the daemon's promise of a word.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::exit::{Exit, Stop};
+use crate::daemon::control::protocol::{Answer, Ask, REPLY_LEN_MAX, Reply, Request, VERSION};
+use crate::daemon::status::Status;
+
+/// The daemon says something at least so often while a request is open.
+const WORD_TIME: Duration = Duration::from_secs(4);
+
+/// A connection to the daemon.
+pub(super) struct Client {
+    path: PathBuf,
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon behind the control socket at `path`.
+    pub(super) fn connect(path: &Path) -> Result<Self, Stop> {
+        let stream = UnixStream::connect(path).map_err(|error| {
+            let next = match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                    "no daemon runs there; start it with `repblk serve`"
+                }
+                ErrorKind::PermissionDenied => "run this as the user of the daemon, usually root",
+                _ => "is the daemon running?",
+            };
+            Stop::new(Exit::Unreachable, format!("cannot reach the daemon at {}: {error}; {next}", path.display()))
+        })?;
+        let client = Self { path: path.to_path_buf(), reader: BufReader::new(stream) };
+        client.patience(Some(WORD_TIME))?;
+        Ok(client)
+    }
+
+    /// Sends a request.
+    pub(super) fn ask(&mut self, ask: Ask) -> Result<(), Stop> {
+        let request = Request { version: VERSION, ask };
+        let mut line = serde_json::to_vec(&request).map_err(|error| Stop::new(Exit::Failed, error.to_string()))?;
+        line.push(b'\n');
+        self.reader.get_mut().write_all(&line).map_err(|error| self.lost(&error))
+    }
+
+    /// The next reply; none when the daemon closed.
+    pub(super) fn next(&mut self) -> Result<Option<Reply>, Stop> {
+        let mut line = Vec::new();
+        let limit = u64::try_from(REPLY_LEN_MAX).expect("a small constant");
+        let read = (&mut self.reader).take(limit).read_until(b'\n', &mut line);
+        read.map_err(|error| self.lost(&error))?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        let answer: Answer = serde_json::from_slice(&line).map_err(|error| {
+            let what =
+                format!("the daemon's reply cannot be understood ({error}); are command and daemon of one version?");
+            Stop::new(Exit::Failed, what)
+        })?;
+        Ok(Some(answer.reply))
+    }
+
+    /// The last reply to a request; what is said meanwhile goes to `note`.
+    pub(super) fn last(&mut self, mut note: impl FnMut(&str)) -> Result<Reply, Stop> {
+        loop {
+            match self.next()? {
+                Some(Reply::Waiting(what)) => note(&what),
+                Some(reply) => return Ok(reply),
+                None => {
+                    let what =
+                        "the daemon closed the connection before it answered; it may be shutting down: see its log";
+                    return Err(Stop::new(Exit::Unreachable, what));
+                }
+            }
+        }
+    }
+
+    /// How things are.
+    pub(super) fn status(&mut self) -> Result<Status, Stop> {
+        self.ask(Ask::Status)?;
+        match self.last(|_| {})? {
+            Reply::Status(status) => Ok(*status),
+            Reply::BadRequest(why) => Err(Stop::new(Exit::Usage, why)),
+            other => Err(Stop::new(Exit::Failed, format!("the daemon answered something else: {other:?}"))),
+        }
+    }
+
+    /// How long to wait for a reply; none: for ever.
+    pub(super) fn patience(&self, time: Option<Duration>) -> Result<(), Stop> {
+        self.reader.get_ref().set_read_timeout(time).map_err(|error| self.lost(&error))
+    }
+
+    fn lost(&self, error: &std::io::Error) -> Stop {
+        let path = self.path.display();
+        let what = match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+                "the daemon at {path} does not answer within {} s; see its log, and whether its process hangs",
+                WORD_TIME.as_secs()
+            ),
+            _ => format!("the connection to the daemon at {path} failed: {error}"),
+        };
+        Stop::new(Exit::Unreachable, what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_daemon_that_is_not_there_is_code_3() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let stop = Client::connect(&folder.path().join("s")).err().expect("nobody listens");
+        assert_eq!(stop.exit, Exit::Unreachable);
+        assert!(stop.message.contains("repblk serve"), "{}", stop.message);
+    }
+
+    #[test]
+    fn waiting_is_told_and_the_last_reply_returned() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).expect("binds");
+        let daemon = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("accepts");
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).expect("reads");
+            for reply in [Reply::Waiting("for rain".into()), Reply::Done { volume: "mes".into() }] {
+                let line = serde_json::to_string(&Answer { version: VERSION, reply }).expect("plain");
+                writeln!(&stream, "{line}").expect("writes");
+            }
+            request
+        });
+        let mut client = Client::connect(&path).expect("connects");
+        client.ask(Ask::Status).expect("sends");
+        let mut notes = Vec::new();
+        let last = client.last(|note| notes.push(note.to_owned())).expect("answers");
+        assert_eq!((notes, last), (vec!["for rain".to_owned()], Reply::Done { volume: "mes".into() }));
+        assert_eq!(client.last(|_| {}).expect_err("has closed").exit, Exit::Unreachable);
+        assert!(daemon.join().expect("ends").contains("\"ask\":\"status\""));
+    }
+}

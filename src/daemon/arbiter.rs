@@ -1,0 +1,17 @@
+//! Who decides that a lost peer can no longer be promoted by itself.
+
+use crate::units::{PeerNo, Term};
+use crate::volume::io::Command;
+
+/// The sentence that says what this version can promise without an arbiter; logged at start and shown in `status`.
+pub(super) const PROMISE: &str = "no arbiter is configured: a primary that loses its peer goes on alone at once, and only an \
+    operator promotes; never promote a node while the other may still be primary, or both acknowledge writes";
+
+/// Answers [`crate::volume::io::Report::ExclusionWanted`].
+///
+/// Without an arbiter there is nobody to ask: nothing but an operator promotes the peer, so it counts as excluded at
+/// once. That is safe only as long as the operator keeps to the sentence of `PROMISE`. With an arbiter this is the
+/// place that asks it, and answers only after its record names this node alone.
+pub(super) fn exclude(peer: PeerNo, term: Term) -> Command {
+    Command::Exclude { peer, term }
+}

@@ -1,0 +1,131 @@
+use std::path::Path;
+
+use super::*;
+
+const GOOD: &str = include_str!("../../../docs/repblk.example.toml");
+
+fn problems(text: &str) -> Vec<String> {
+    let error = Config::parse(text, Path::new("r.toml")).expect_err("the text is wrong");
+    error.to_string().lines().map(str::to_owned).collect()
+}
+
+/// The example with the first line that starts with `from` replaced, and the number of that line.
+fn with(from: &str, to: &str) -> (String, usize) {
+    let line = GOOD.lines().position(|line| line.trim_start().starts_with(from)).expect("the example has the line");
+    let text = GOOD.lines().enumerate().map(|(i, l)| if i == line { to } else { l }).collect::<Vec<_>>().join("\n");
+    (text, line + 1)
+}
+
+#[test]
+fn the_example_is_right_and_says_the_defaults() {
+    let config = Config::parse(GOOD, Path::new("r.toml")).expect("the example is right");
+    assert_eq!(config.cluster, "plant7");
+    assert_eq!(config.nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), ["alpha", "beta"]);
+    let minimal = r#"
+        cluster = "c"
+        [[node]]
+        name = "b"
+        data = "10.0.0.2:7789"
+        [[node]]
+        name = "a"
+        data = "10.0.0.1:7789"
+        [[volume]]
+        name = "mes"
+        on.a.device = "/dev/sdb"
+        on.b.device = "/dev/sdc"
+    "#;
+    let minimal = Config::parse(minimal, Path::new("r.toml")).expect("the least that is right");
+    assert_eq!(minimal.nodes[0].control, Path::new("/run/repblk/b.sock"));
+    assert_eq!(minimal.volumes[0].peers_of("a").collect::<Vec<_>>(), ["b"]);
+    assert_eq!(minimal.volumes[0].copies[0].node, "b", "copies follow the order of the nodes");
+    // The example spells out every default, so that both volumes are equal but for their copies.
+    let mut example = config.volumes[0].clone();
+    example.copies.clone_from(&minimal.volumes[0].copies);
+    assert_eq!(example, minimal.volumes[0]);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
+    let (text, line) = with("mode =", "mod = \"sync\"");
+    assert_eq!(
+        problems(&text),
+        [format!("r.toml:{line}: unknown key \"mod\" in [[volume]] \"mes\"; did you mean \"mode\"?")]
+    );
+    let (text, line) = with("cluster =", "cluster = \"plant7\"\ncolour = 3");
+    assert_eq!(
+        problems(&text),
+        [format!(
+            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, node, volume",
+            line + 1
+        )]
+    );
+}
+
+#[test]
+fn every_wrong_value_says_what_would_be_right() {
+    let cases = [
+        ("mode =", "mode = \"mirror\"", "it must be \"sync\", \"semisync\" or \"async\""),
+        ("peer_timeout_ms", "peer_timeout_ms = 1", "a whole number from 200 to 600000 (default 3000)"),
+        ("peer_timeout_ms", "peer_timeout_ms = \"3s\"", "a whole number from 200 to 600000 (default 3000)"),
+        ("peer_timeout_ms", "peer_timeout_ms = -3", "a whole number from 200"),
+        ("ping_interval_ms", "ping_interval_ms = 2000", "make it at most 1500"),
+        ("resync_rate_max_mib_s", "resync_rate_max_mib_s = 4", "write 0 for no limit"),
+        ("direct", "direct = \"yes\"", "it must be true or false, without quotes"),
+        ("engine", "engine = \"aio\"", "\"auto\" or \"thread\""),
+        ("pool_mib", "pool_mib = 100", "is no power of two"),
+        ("data =", "data = \"10.0.0.1\"", "an IP address and a port"),
+        ("data =", "data = \"0.0.0.0:7789\"", "an IP address and a port"),
+        ("control =", "control = \"repblk.sock\"", "an absolute path of at most 107 bytes"),
+        ("nbd =", "nbd = [\"10.0.0.1:10809\"]", "\"unix:/absolute/path\" or \"tcp:IP:PORT\""),
+        ("cluster =", "cluster = \"a b\"", "a name has 1 to 63 letters"),
+    ];
+    for (from, to, right) in cases {
+        let (text, line) = with(from, to);
+        let found = problems(&text);
+        let start = format!("r.toml:{line}: ");
+        assert!(found.iter().any(|p| p.starts_with(&start) && p.contains(right)), "{to}: {found:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_together_is_found() {
+    let cases = [
+        ("name = \"beta\"", "name = \"alpha\"", "the name of the node alpha is used twice"),
+        ("data = \"10.0.0.2", "data = \"10.0.0.1:7789\"", "the TCP address 10.0.0.1:7789 is used twice"),
+        ("heartbeat =", "heartbeat = []", "give every node as many"),
+        ("[volume.on.beta]", "[volume.on.bet]", "did you mean [volume.on.beta]?"),
+        ("device = ", "device = \"sdb\"", "it must be an absolute path"),
+    ];
+    for (from, to, what) in cases {
+        let found = problems(&with(from, to).0);
+        assert!(found.iter().any(|p| p.contains(what)), "{to}: {found:?}");
+    }
+    let cut = GOOD.split("[volume.on.beta]").next().expect("has a head");
+    assert!(problems(cut)[0].contains("has 1 of the 2 copies it needs"), "{:?}", problems(cut));
+}
+
+#[test]
+fn broken_toml_and_a_missing_file_name_their_place() {
+    assert!(problems("cluster = \n")[0].starts_with("r.toml:1: "));
+    assert!(problems("cluster = \"c\"\n[[node]\n")[0].starts_with("r.toml:2: "));
+    let missing = Config::load(Path::new("/nonexistent/r.toml")).expect_err("is not there").to_string();
+    assert!(missing.starts_with("/nonexistent/r.toml: cannot be read"), "{missing}");
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_order() {
+    let text = GOOD.replacen("mode =", "mod =", 1).replacen("data =", "date =", 1);
+    let found = problems(&text);
+    assert!(found.len() >= 3, "{found:?}");
+    assert!(found.iter().any(|p| p.contains("date")) && found.iter().any(|p| p.contains("mod")));
+}
+
+#[test]
+fn a_node_is_chosen_by_name_or_host() {
+    let config = Config::parse(GOOD, Path::new("r.toml")).expect("the example is right");
+    assert_eq!(config.choose_node(Some("beta"), "x").map(|n| n.name.as_str()), Ok("beta"));
+    assert_eq!(config.choose_node(None, "alpha.plant.example").map(|n| n.name.as_str()), Ok("alpha"));
+    let refused = config.choose_node(Some("alfa"), "x").expect_err("there is no such node");
+    assert!(refused.contains("did you mean \"alpha\"?"), "{refused}");
+    assert!(config.choose_node(None, "gamma").expect_err("no such host").contains("--node NAME"));
+}

@@ -1,0 +1,175 @@
+//! What is said on the control socket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::events::Event;
+use crate::daemon::status::Status;
+use crate::volume::io::{Command, Refusal};
+
+/// Version of these words.
+pub const VERSION: u32 = 1;
+/// Longest request, in bytes with its newline.
+pub const REQUEST_LEN_MAX: usize = 4096;
+/// Longest reply, in bytes with its newline.
+pub const REPLY_LEN_MAX: usize = 1 << 20;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// [`VERSION`] of the client.
+    pub version: u32,
+    /// What is wanted.
+    pub ask: Ask,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// How things are.
+    Status,
+    /// What happens from now on.
+    Events,
+    /// A volume shall do something.
+    Do {
+        /// The volume; may be left out on a node with one.
+        volume: Option<String>,
+        /// What.
+        verb: Verb,
+        /// Give up waiting for the answer after so many milliseconds.
+        timeout_ms: u64,
+    },
+}
+
+/// What a volume can be told to do; as [`Command`], which explains the fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and meanings are those of `Command`")]
+pub enum Verb {
+    Promote { force: bool, peer_is_down: bool },
+    Demote { disconnect_clients: bool },
+    Switchover,
+    Resync { full: bool, discard_local: bool },
+    Pause,
+    Resume,
+    Disconnect,
+    Connect,
+}
+
+impl Verb {
+    /// As the volume hears it.
+    #[must_use]
+    pub fn command(self) -> Command {
+        match self {
+            Self::Promote { force, peer_is_down } => Command::Promote { force, peer_is_down },
+            Self::Demote { disconnect_clients } => Command::Demote { disconnect_clients },
+            Self::Switchover => Command::Switchover,
+            Self::Resync { full, discard_local } => Command::Resync { full, discard_local },
+            Self::Pause => Command::Pause,
+            Self::Resume => Command::Resume,
+            Self::Disconnect => Command::Disconnect,
+            Self::Connect => Command::Connect,
+        }
+    }
+
+    /// As the operator typed it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promote { .. } => "promote",
+            Self::Demote { .. } => "demote",
+            Self::Switchover => "switchover",
+            Self::Resync { .. } => "resync",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Disconnect => "disconnect",
+            Self::Connect => "connect",
+        }
+    }
+
+    /// What it may have to wait for.
+    #[must_use]
+    pub fn waits_for(self) -> &'static str {
+        match self {
+            Self::Promote { .. } => "the peer's consent, and this copy's metadata",
+            Self::Demote { .. } => "requests in flight, a flush on both copies, and this copy's metadata",
+            Self::Switchover => "requests in flight, a flush on both copies, and the peer to take over",
+            Self::Resync { .. } => "this copy's metadata, and the peer",
+            Self::Pause | Self::Resume | Self::Disconnect | Self::Connect => "the volume's thread",
+        }
+    }
+}
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`VERSION`] of the daemon.
+    pub version: u32,
+    /// What it says.
+    pub reply: Reply,
+}
+
+/// What the daemon says. All but `Waiting` and `Event` are the last reply to a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// How things are.
+    Status(Box<Status>),
+    /// Something happened; more follow.
+    Event(Box<Event>),
+    /// Not done yet; more follow.
+    Waiting(String),
+    /// Done.
+    Done {
+        /// Which volume did it.
+        volume: String,
+    },
+    /// A rule forbids it.
+    Refused(Refusal),
+    /// The time that the client gave is over. It may still be done.
+    TimedOut(String),
+    /// The request makes no sense here.
+    BadRequest(String),
+    /// It cannot be done: something is broken.
+    Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_fixed() {
+        let cases = [
+            (Ask::Status, r#"{"version":1,"ask":"status"}"#),
+            (
+                Ask::Do { volume: None, verb: Verb::Promote { force: true, peer_is_down: false }, timeout_ms: 9 },
+                r#"{"version":1,"ask":{"do":{"volume":null,"verb":{"promote":{"force":true,"peer_is_down":false}},"timeout_ms":9}}}"#,
+            ),
+            (
+                Ask::Do { volume: Some("mes".into()), verb: Verb::Pause, timeout_ms: 0 },
+                r#"{"version":1,"ask":{"do":{"volume":"mes","verb":"pause","timeout_ms":0}}}"#,
+            ),
+        ];
+        for (ask, text) in cases {
+            let request = Request { version: VERSION, ask };
+            assert_eq!(serde_json::to_string(&request).expect("plain values"), text);
+            assert_eq!(serde_json::from_str::<Request>(text).expect("comes back"), request);
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_its_rule() {
+        let refusal = Refusal {
+            rule: crate::volume::rule::Rule::PeerUnseen,
+            what: "the peer is not seen".into(),
+            way_out: "Say --peer-is-down".into(),
+        };
+        let text =
+            serde_json::to_string(&Answer { version: 1, reply: Reply::Refused(refusal.clone()) }).expect("plain");
+        assert!(text.contains("\"rule\":\"peer-unseen\""), "{text}");
+        let back: Answer = serde_json::from_str(&text).expect("comes back");
+        assert_eq!(back.reply, Reply::Refused(refusal));
+    }
+}

@@ -1,0 +1,278 @@
+//! The daemon's side of the control socket.
+//!
+//! A client gets a word at least every second as long as its request is open, whatever the volumes do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::{Semaphore, broadcast};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{info, warn};
+
+use super::protocol::{Answer, Ask, REQUEST_LEN_MAX, Reply, Request, VERSION, Verb};
+use crate::daemon::config::Config;
+use crate::daemon::events::{EventHub, Happening};
+use crate::daemon::handle::VolumeHandle;
+use crate::daemon::heartbeat::Ear;
+use crate::daemon::sockets::UnixSocket;
+use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
+use crate::volume::io::Refusal;
+
+/// Time after which a waiting client is told what is waited for.
+const PATIENCE: Duration = Duration::from_millis(900);
+/// Longest time for a client to say its request, or to take a reply.
+const CLIENT_TIME: Duration = Duration::from_secs(5);
+/// Clients at one time.
+const CLIENTS_MAX: usize = 64;
+
+/// Everything that is needed to answer.
+pub(in crate::daemon) struct ControlDesk {
+    pub(in crate::daemon) config: Arc<Config>,
+    pub(in crate::daemon) node: String,
+    pub(in crate::daemon) volumes: Vec<Arc<VolumeHandle>>,
+    pub(in crate::daemon) ear: Arc<Ear>,
+    pub(in crate::daemon) events: EventHub,
+}
+
+impl ControlDesk {
+    /// Serves clients, for ever.
+    pub(in crate::daemon) async fn keep_serving(self: Arc<Self>, socket: UnixSocket) {
+        let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            match socket.listener.accept().await {
+                Ok((stream, _)) => {
+                    let desk = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        let (reader, mut writer) = stream.into_split();
+                        // An error says that the client is gone.
+                        let _ = desk.serve(reader, &mut writer).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "a control client cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// Answers requests until the client is gone or makes no sense.
+    async fn serve(
+        &self,
+        reader: impl AsyncRead + Unpin,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<()> {
+        let mut reader = BufReader::with_capacity(REQUEST_LEN_MAX, reader);
+        loop {
+            let request = match timeout(CLIENT_TIME, read_request(&mut reader)).await {
+                Ok(Ok(Some(request))) => request,
+                Ok(Ok(None)) | Err(_) => return Ok(()),
+                Ok(Err(why)) => return say(writer, Reply::BadRequest(why)).await,
+            };
+            match request.ask {
+                Ask::Status => say(writer, Reply::Status(Box::new(self.status().await))).await?,
+                Ask::Events => return self.tell_events(&mut reader, writer).await,
+                Ask::Do { volume, verb, timeout_ms } => {
+                    let last = match self.volume(volume.as_deref()) {
+                        Ok(volume) => self.carry_out(volume, verb, timeout_ms, writer).await?,
+                        Err(why) => Reply::BadRequest(why),
+                    };
+                    say(writer, last).await?;
+                }
+            }
+        }
+    }
+
+    fn volume(&self, name: Option<&str>) -> Result<&VolumeHandle, String> {
+        let names = || self.volumes.iter().map(|volume| volume.name()).collect::<Vec<_>>().join(", ");
+        match (name, &self.volumes[..]) {
+            (None, [only]) => Ok(only),
+            (None, _) => Err(format!("node {} has several volumes; say which with --volume: {}", self.node, names())),
+            (Some(name), volumes) => volumes
+                .iter()
+                .find(|volume| volume.name() == name)
+                .map(AsRef::as_ref)
+                .ok_or_else(|| format!("node {} has no volume {name:?}; it has: {}", self.node, names())),
+        }
+    }
+
+    /// Gives the command and waits for its answer, with a word each time that patience ends.
+    async fn carry_out(
+        &self,
+        volume: &VolumeHandle,
+        verb: Verb,
+        timeout_ms: u64,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<Reply> {
+        info!(volume = volume.name(), command = verb.name(), detail = ?verb, "operator's command");
+        let began = Instant::now();
+        let end = began + Duration::from_millis(timeout_ms);
+        let mut answer = volume.command(verb.command());
+        loop {
+            let wait = timeout_at(end.min(Instant::now() + PATIENCE), &mut answer).await;
+            if let Ok(answered) = wait {
+                let reply = reply_of(volume, verb, answered.ok());
+                return Ok(reply);
+            }
+            let why = tokio::select! {
+                biased;
+                answered = &mut answer => return Ok(reply_of(volume, verb, answered.ok())),
+                why = waiting_for(volume, verb) => why,
+            };
+            if Instant::now() >= end {
+                return Ok(Reply::TimedOut(format!(
+                    "{} of volume {} is not done after {timeout_ms} ms and goes on in the daemon; it is waiting for {why}",
+                    verb.name(),
+                    volume.name()
+                )));
+            }
+            let seconds = began.elapsed().as_secs();
+            say(writer, Reply::Waiting(format!("waiting for {why} ({seconds} s)"))).await?;
+        }
+    }
+
+    /// Tells how things are, and then what happens, until the client closes.
+    async fn tell_events(
+        &self,
+        reader: &mut (impl AsyncBufRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<()> {
+        // Listening first: what happens during the dump is told after it, and nothing falls between.
+        let mut listener = self.events.listen();
+        for status in self.status().await.volumes {
+            let name = status.volume.clone();
+            let event = self.events.event(&name, Happening::Exists { status: Box::new(status) });
+            say(writer, Reply::Event(Box::new(event))).await?;
+        }
+        say(writer, Reply::Event(Box::new(self.events.event("", Happening::ExistsEnd)))).await?;
+        loop {
+            let event = tokio::select! {
+                event = listener.recv() => event,
+                // Whatever the client says now, or that it closes, ends the stream.
+                _ = reader.fill_buf() => return Ok(()),
+            };
+            let event = match event {
+                Ok(event) => event,
+                Err(broadcast::error::RecvError::Lagged(events)) => self.events.event("", Happening::Lost { events }),
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            };
+            say(writer, Reply::Event(Box::new(event))).await?;
+        }
+    }
+
+    /// How things are, within a bounded time.
+    pub(in crate::daemon) async fn status(&self) -> Status {
+        let mut volumes = Vec::new();
+        for volume in &self.volumes {
+            // One question after the other would add up the waits for volumes that hang.
+            let asked = Arc::clone(volume);
+            volumes.push((volume, tokio::spawn(async move { asked.ask().await.err() })));
+        }
+        let mut statuses = Vec::new();
+        for (volume, asked) in volumes {
+            let trouble = asked.await.unwrap_or_else(|error| Some(error.to_string()));
+            statuses.push(self.volume_status(volume, trouble));
+        }
+        Status {
+            schema: SCHEMA,
+            cluster: self.config.cluster.clone(),
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            arbiter: "none".to_owned(),
+            volumes: statuses,
+        }
+    }
+
+    fn volume_status(&self, volume: &VolumeHandle, trouble: Option<String>) -> VolumeStatus {
+        let listen = self.config.node(&self.node).into_iter().flat_map(|node| &node.nbd).map(ToString::to_string);
+        let mut status = VolumeStatus {
+            volume: volume.name().to_owned(),
+            role: "unknown".to_owned(),
+            disk_state: "unknown".to_owned(),
+            mode: volume.spec.mode.to_string(),
+            size_bytes: volume.identity.size,
+            device: volume.copy.device.display().to_string(),
+            trouble,
+            ..VolumeStatus::default()
+        };
+        status.nbd.listen = listen.collect();
+        if let Some((state, age)) = volume.last_state() {
+            status.fill(&state, age);
+        }
+        for peer in &mut status.peers {
+            peer.heartbeat = self.config.node(&peer.name).map(|node| self.ear.paths(node)).unwrap_or_default();
+        }
+        status
+    }
+}
+
+fn reply_of(volume: &VolumeHandle, verb: Verb, answered: Option<Result<(), Refusal>>) -> Reply {
+    match answered {
+        Some(Ok(())) => {
+            volume.link_news.notify_waiters();
+            Reply::Done { volume: volume.name().to_owned() }
+        }
+        Some(Err(refusal)) => {
+            info!(volume = volume.name(), command = verb.name(), %refusal, "command refused");
+            Reply::Refused(refusal)
+        }
+        None => Reply::Failed(volume.ended().unwrap_or_else(|| "the command was lost; give it again".to_owned())),
+    }
+}
+
+/// What a command that is not done yet is waiting for.
+async fn waiting_for(volume: &VolumeHandle, verb: Verb) -> String {
+    /// Short enough to keep the promise of a word each two seconds.
+    const QUICK: Duration = Duration::from_millis(300);
+    match timeout(QUICK, volume.ask()).await {
+        Ok(Ok(state)) => match state.volume.frozen {
+            Some((reason, _)) => format!("{}; requests wait: {reason}", verb.waits_for()),
+            None => verb.waits_for().to_owned(),
+        },
+        Ok(Err(why)) => why,
+        Err(_) => format!(
+            "the volume's thread, which does not answer; a system call on {} may hang",
+            volume.copy.device.display()
+        ),
+    }
+}
+
+/// The next request; none at the end.
+async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Request>, String> {
+    let mut line = Vec::new();
+    let limit = u64::try_from(REQUEST_LEN_MAX).expect("a small constant");
+    reader.take(limit).read_until(b'\n', &mut line).await.map_err(|error| error.to_string())?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') {
+        return Err(format!("a request is one line of at most {REQUEST_LEN_MAX} bytes"));
+    }
+    // The version first: another one may have another shape.
+    let value: serde_json::Value =
+        serde_json::from_slice(&line).map_err(|error| format!("a request is a JSON object: {error}"))?;
+    let version = value.get("version").and_then(serde_json::Value::as_u64);
+    if version != Some(VERSION.into()) {
+        let theirs = version.map_or("none".to_owned(), |version| version.to_string());
+        return Err(format!(
+            "this daemon ({}) speaks version {VERSION} on its control socket, the client {theirs}; use the repblk command of \
+             the daemon's version, or restart the daemon after an upgrade",
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
+    serde_json::from_value(value).map(Some).map_err(|error| format!("the request cannot be understood: {error}"))
+}
+
+async fn say(writer: &mut (impl AsyncWrite + Unpin), reply: Reply) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(&Answer { version: VERSION, reply }).map_err(std::io::Error::other)?;
+    line.push(b'\n');
+    // A client that does not read must not hold a task for ever.
+    timeout(CLIENT_TIME, writer.write_all(&line)).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+}
+
+#[cfg(test)]
+mod tests;

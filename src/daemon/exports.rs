@@ -1,0 +1,235 @@
+//! NBD clients: accepting them, negotiating, and giving the socket to the volume.
+//!
+//! A client has [`NEGOTIATION_TIME`] for its negotiation. From a node that is not primary it gets a refusal that names the
+//! primary, at once; nothing waits for a promotion.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, info, warn};
+
+use super::config::Config;
+use super::handle::{Client, VolumeHandle};
+use super::sockets::UnixSocket;
+use crate::condition::Role;
+use crate::dataplane::mailbox::{ClientManners, State};
+use crate::nbd::constants::BASE_ALLOCATION_ID;
+use crate::nbd::{ExportInfo, ExportListing, ExportRefusal, Exports, Handover, Mode, Negotiation, Next, RefusalCode};
+use crate::units::SessionId;
+
+/// Longest time from the first byte to the export.
+const NEGOTIATION_TIME: Duration = Duration::from_secs(10);
+/// Most clients at one time, negotiating or served.
+const CLIENTS_MAX: usize = 256;
+
+/// Everything that negotiations share.
+pub(super) struct ExportDesk {
+    volumes: Vec<Arc<VolumeHandle>>,
+    config: Arc<Config>,
+    node: String,
+    places: Arc<Semaphore>,
+    next_session: AtomicU64,
+}
+
+/// A connected stream that can be handed to the data plane.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The bare socket.
+    fn into_socket(self) -> std::io::Result<OwnedFd>;
+}
+
+impl Transport for TcpStream {
+    fn into_socket(self) -> std::io::Result<OwnedFd> {
+        self.set_nodelay(true)?;
+        Ok(self.into_std()?.into())
+    }
+}
+
+impl Transport for UnixStream {
+    fn into_socket(self) -> std::io::Result<OwnedFd> {
+        Ok(self.into_std()?.into())
+    }
+}
+
+impl ExportDesk {
+    pub(super) fn new(volumes: Vec<Arc<VolumeHandle>>, config: Arc<Config>, node: &str) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+        Arc::new(Self { volumes, config, node: node.to_owned(), places, next_session: AtomicU64::new(1) })
+    }
+
+    /// Takes clients over TCP, for ever.
+    pub(super) async fn keep_accepting_tcp(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => self.clone().welcome(stream, format!("tcp:{from}")),
+                Err(error) => cannot_accept(&error).await,
+            }
+        }
+    }
+
+    /// Takes clients over a Unix socket, for ever.
+    pub(super) async fn keep_accepting_unix(self: Arc<Self>, socket: UnixSocket) {
+        loop {
+            match socket.listener.accept().await {
+                Ok((stream, _)) => {
+                    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                    self.clone()
+                        .welcome(stream, pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix:pid {pid}")));
+                }
+                Err(error) => cannot_accept(&error).await,
+            }
+        }
+    }
+
+    fn welcome(self: Arc<Self>, stream: impl Transport, from: String) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            warn!(from, "NBD client refused: {CLIENTS_MAX} clients are connected already");
+            return;
+        };
+        tokio::spawn(async move {
+            let serving = tokio::time::timeout(NEGOTIATION_TIME, self.serve(stream, &from, place)).await;
+            match serving {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => debug!(from, "NBD client left: {why}"),
+                Err(_) => info!(from, "NBD client dropped: no agreement within {} s", NEGOTIATION_TIME.as_secs()),
+            }
+        });
+    }
+
+    /// Negotiates and hands over.
+    async fn serve(&self, mut stream: impl Transport, from: &str, place: OwnedSemaphorePermit) -> Result<(), String> {
+        let (handover, leftover) = self.negotiate(&mut stream).await?;
+        let volume = self.volumes.iter().find(|volume| volume.name() == handover.export.name);
+        let volume = volume.ok_or("the export is gone")?;
+        let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let socket = stream.into_socket().map_err(|error| error.to_string())?;
+        let client = Client { session, socket, manners: manners(&handover), leftover, from: from.to_owned() };
+        volume.adopt_client(client, place)?;
+        info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, "NBD client connected");
+        Ok(())
+    }
+
+    async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+    ) -> Result<(Handover, Vec<u8>), String> {
+        let mut out = Vec::new();
+        let mut negotiation = Negotiation::start(&mut out);
+        let mut bytes = Vec::new();
+        let mut wanted = negotiation.wanted();
+        loop {
+            stream.write_all(&out).await.map_err(|error| error.to_string())?;
+            out.clear();
+            if bytes.is_empty() {
+                bytes.resize(wanted, 0);
+                let got = stream.read(&mut bytes).await.map_err(|error| error.to_string())?;
+                bytes.truncate(got);
+                if got == 0 {
+                    return Err("it closed the connection during the negotiation".to_owned());
+                }
+            }
+            let exports = self.exports_now().await;
+            let progress = negotiation.receive(&bytes, &exports, &mut out);
+            bytes.drain(..progress.consumed);
+            match progress.next {
+                Next::Read(more) => wanted = more,
+                Next::Transmission(handover) => {
+                    stream.write_all(&out).await.map_err(|error| error.to_string())?;
+                    return Ok((*handover, bytes));
+                }
+                Next::Close(reason) => {
+                    let _ = stream.write_all(&out).await;
+                    let _ = stream.shutdown().await;
+                    return Err(reason.to_string());
+                }
+            }
+        }
+    }
+
+    async fn exports_now(&self) -> ExportsNow<'_> {
+        let mut volumes = Vec::new();
+        for volume in &self.volumes {
+            volumes.push((volume.as_ref(), volume.ask().await));
+        }
+        ExportsNow { desk: self, volumes }
+    }
+}
+
+/// The exports as they are during one option.
+struct ExportsNow<'d> {
+    desk: &'d ExportDesk,
+    volumes: Vec<(&'d VolumeHandle, Result<State, String>)>,
+}
+
+impl ExportsNow<'_> {
+    /// Why a client cannot have the volume here, if it cannot.
+    fn refusal(&self, volume: &VolumeHandle, state: &Result<State, String>) -> Option<String> {
+        let state = match state {
+            Ok(state) if state.volume.role == Role::Primary => return None,
+            Ok(state) => state,
+            Err(why) => return Some(why.clone()),
+        };
+        let primary = state.volume.peers.iter().find(|peer| peer.role == Some(Role::Primary));
+        let here = format!("volume {} is secondary on node {}", volume.name(), self.desk.node);
+        Some(match primary {
+            Some(primary) => {
+                let node = self.desk.config.node(&primary.name);
+                let places: Vec<_> = node.into_iter().flat_map(|node| &node.nbd).map(ToString::to_string).collect();
+                let at = if places.is_empty() { String::new() } else { format!(" ({})", places.join(", ")) };
+                format!("{here}; the primary is node {}{at}: connect there", primary.name)
+            }
+            None => format!("{here}, and no primary is known; `repblk promote` makes one"),
+        })
+    }
+}
+
+impl Exports for ExportsNow<'_> {
+    fn find(&self, name: &[u8]) -> Result<ExportInfo, ExportRefusal> {
+        let wanted = |volume: &VolumeHandle| volume.name().as_bytes() == name;
+        // An empty name asks for the default: the only volume, if there is only one.
+        let default = name.is_empty() && self.volumes.len() == 1;
+        let found = self.volumes.iter().find(|(volume, _)| default || wanted(volume));
+        let Some((volume, state)) = found else {
+            let names: Vec<_> = self.volumes.iter().map(|(volume, _)| volume.name()).collect();
+            let message = format!("there is no such export on node {}; it has: {}", self.desk.node, names.join(", "));
+            return Err(ExportRefusal { code: RefusalCode::Unknown, message });
+        };
+        match self.refusal(volume, state) {
+            Some(message) => Err(ExportRefusal { code: RefusalCode::Policy, message }),
+            None => Ok(ExportInfo {
+                description: format!("repblk volume {} of cluster {}", volume.name(), self.desk.config.cluster),
+                ..ExportInfo::new(volume.name(), volume.identity.size)
+            }),
+        }
+    }
+
+    fn list(&self) -> Vec<ExportListing> {
+        let listing = |(volume, state): &(&VolumeHandle, Result<State, String>)| ExportListing {
+            name: volume.name().to_owned(),
+            description: self.refusal(volume, state).unwrap_or_else(|| format!("primary on node {}", self.desk.node)),
+        };
+        self.volumes.iter().map(listing).collect()
+    }
+
+    fn shutting_down(&self) -> bool {
+        self.volumes.iter().all(|(volume, _)| volume.ended().is_some())
+    }
+}
+
+fn manners(handover: &Handover) -> ClientManners {
+    ClientManners {
+        structured: handover.mode != Mode::Simple,
+        extended: handover.mode == Mode::Extended,
+        allocation_context: handover.contexts.allocation.then_some(BASE_ALLOCATION_ID),
+    }
+}
+
+async fn cannot_accept(error: &std::io::Error) {
+    // Out of descriptors or memory: going on at once would only burn the processor.
+    warn!(%error, "an NBD client cannot be accepted");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+}

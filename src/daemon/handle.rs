@@ -1,0 +1,364 @@
+//! The daemon's end of one volume: questions to its thread with their answers, links, clients, and its news.
+//!
+//! Nothing here waits for the volume's thread without a bound: a thread that hangs in its device must not take the
+//! control plane with it.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tracing::{info, warn};
+
+use super::arbiter;
+use super::config::{CopySpec, VolumeSpec};
+use super::events::{EventHub, Happening, ResyncEvent};
+use super::status::{millis, part, percent, rate};
+use crate::dataplane::mailbox::{ClientManners, Letter, News, State};
+use crate::units::{ClusterId, ConnectionId, DiskInstance, PeerNo, SessionId, Ticket, VolumeId};
+use crate::volume::io::{Command, Refusal, Report, ResyncView};
+
+/// Longest wait for a volume's thread to say how things are.
+pub(super) const ANSWER_TIME: Duration = Duration::from_millis(1500);
+/// Least time between two lines of resync progress in the log.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What a copy's metadata says it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CopyIdentity {
+    pub(super) cluster: ClusterId,
+    pub(super) volume: VolumeId,
+    pub(super) instance: DiskInstance,
+    /// Bytes of the volume.
+    pub(super) size: u64,
+}
+
+/// One volume as the daemon knows it.
+pub(super) struct VolumeHandle {
+    pub(super) spec: VolumeSpec,
+    pub(super) copy: CopySpec,
+    pub(super) identity: CopyIdentity,
+    /// Names of the peers; the place is the slot.
+    pub(super) peers: Vec<String>,
+    /// Told whenever a link came or went, or may be tried again.
+    pub(super) link_news: Notify,
+    /// Told when the volume's thread ended.
+    pub(super) end_news: Notify,
+    pub(super) events: EventHub,
+    post: Box<dyn Fn(Letter) -> Result<(), String> + Send + Sync>,
+    next_ticket: AtomicU64,
+    book: Mutex<Book>,
+}
+
+/// A client that has finished its negotiation; as [`Letter::AdoptClient`].
+pub(super) struct Client {
+    pub(super) session: SessionId,
+    pub(super) socket: OwnedFd,
+    pub(super) manners: ClientManners,
+    pub(super) leftover: Vec<u8>,
+    pub(super) from: String,
+}
+
+/// What is open at the moment.
+#[derive(Default)]
+struct Book {
+    answers: BTreeMap<Ticket, oneshot::Sender<Result<(), Refusal>>>,
+    states: BTreeMap<Ticket, oneshot::Sender<()>>,
+    links: BTreeMap<PeerNo, ConnectionId>,
+    clients: BTreeMap<SessionId, OwnedSemaphorePermit>,
+    last: Option<(State, Instant)>,
+    ended: Option<String>,
+    resync_runs: bool,
+    progress_told: Option<Instant>,
+}
+
+impl VolumeHandle {
+    pub(super) fn new(
+        spec: VolumeSpec,
+        copy: CopySpec,
+        identity: CopyIdentity,
+        events: EventHub,
+        post: impl Fn(Letter) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            peers: spec.peers_of(&copy.node).map(str::to_owned).collect(),
+            spec,
+            copy,
+            identity,
+            link_news: Notify::new(),
+            end_news: Notify::new(),
+            events,
+            post: Box::new(post),
+            next_ticket: AtomicU64::new(1),
+            book: Mutex::default(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// The slot of the peer called `node`.
+    pub(super) fn peer_no(&self, node: &str) -> Option<PeerNo> {
+        let place = self.peers.iter().position(|name| name == node)?;
+        u8::try_from(place).ok().map(PeerNo)
+    }
+
+    pub(super) fn peer_name(&self, peer: PeerNo) -> &str {
+        self.peers.get(usize::from(peer.0)).map_or("?", String::as_str)
+    }
+
+    /// Gives a letter to the volume's thread.
+    ///
+    /// # Errors
+    /// Why it was not taken; a socket in it is then closed.
+    pub(super) fn post(&self, letter: Letter) -> Result<(), String> {
+        (self.post)(letter)
+    }
+
+    /// How things are now.
+    ///
+    /// # Errors
+    /// A sentence when the volume's thread ended or did not answer within [`ANSWER_TIME`].
+    pub(super) async fn ask(&self) -> Result<State, String> {
+        let (ticket, receiver) = self.question()?;
+        let answered = tokio::time::timeout(ANSWER_TIME, receiver).await;
+        let mut book = self.book();
+        book.states.remove(&ticket);
+        match (answered, &book.last) {
+            (Ok(Ok(())), Some((state, _))) => Ok(state.clone()),
+            _ => Err(book.ended.clone().unwrap_or_else(|| {
+                format!(
+                    "the thread of volume {} did not answer within {} ms; a system call on {} may hang, see the kernel's log",
+                    self.name(),
+                    ANSWER_TIME.as_millis(),
+                    self.copy.device.display()
+                )
+            })),
+        }
+    }
+
+    /// Asks the volume's thread how things are.
+    fn question(&self) -> Result<(Ticket, oneshot::Receiver<()>), String> {
+        let ticket = self.ticket();
+        let (sender, receiver) = oneshot::channel();
+        let mut book = self.book();
+        if let Some(why) = &book.ended {
+            return Err(why.clone());
+        }
+        // Those who gave up waiting are not kept for ever.
+        book.states.retain(|_, waiter| !waiter.is_closed());
+        book.states.insert(ticket, sender);
+        drop(book);
+        self.post(Letter::Ask { ticket })?;
+        Ok((ticket, receiver))
+    }
+
+    /// What the volume's thread said last, and how long ago.
+    pub(super) fn last_state(&self) -> Option<(State, Duration)> {
+        self.book().last.as_ref().map(|(state, at)| (state.clone(), at.elapsed()))
+    }
+
+    /// Gives a command to the volume; the receiver gets the answer, or an error when the thread ended.
+    pub(super) fn command(&self, command: Command) -> oneshot::Receiver<Result<(), Refusal>> {
+        let ticket = self.ticket();
+        let (sender, receiver) = oneshot::channel();
+        let mut book = self.book();
+        if book.ended.is_none() {
+            book.answers.retain(|_, waiter| !waiter.is_closed());
+            book.answers.insert(ticket, sender);
+            drop(book);
+            if let Err(why) = self.post(Letter::Command { ticket, command }) {
+                warn!(volume = self.name(), why, "a command was not taken");
+                self.book().answers.remove(&ticket);
+            }
+        }
+        receiver
+    }
+
+    /// Why the volume's thread is gone, when it is.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.book().ended.clone()
+    }
+
+    pub(super) fn has_link(&self, peer: PeerNo) -> bool {
+        self.book().links.contains_key(&peer)
+    }
+
+    /// Hands a link over.
+    ///
+    /// # Errors
+    /// As [`VolumeHandle::post`].
+    pub(super) fn adopt_link(
+        &self,
+        peer: PeerNo,
+        connection: ConnectionId,
+        instance: DiskInstance,
+        socket: OwnedFd,
+    ) -> Result<(), String> {
+        // Noted first: the news that it is closed again may come at any time after the letter.
+        self.book().links.insert(peer, connection);
+        if let Err(why) = self.post(Letter::AdoptLink { peer, connection, instance, socket }) {
+            self.book().links.remove(&peer);
+            return Err(why);
+        }
+        self.events.tell(self.name(), Happening::LinkUp { peer: self.peer_name(peer).to_owned() });
+        self.link_news.notify_waiters();
+        Ok(())
+    }
+
+    /// Hands a client over; its place is free again when it is gone.
+    ///
+    /// # Errors
+    /// As [`VolumeHandle::post`].
+    pub(super) fn adopt_client(&self, client: Client, place: OwnedSemaphorePermit) -> Result<(), String> {
+        let Client { session, socket, manners, leftover, from } = client;
+        self.book().clients.insert(session, place);
+        let letter = Letter::AdoptClient { session, socket, manners, leftover, from: from.clone() };
+        if let Err(why) = self.post(letter) {
+            self.book().clients.remove(&session);
+            return Err(why);
+        }
+        self.events.tell(self.name(), Happening::ClientConnected { session: session.0, from });
+        Ok(())
+    }
+
+    /// Takes in what the volume's thread says.
+    pub(super) fn hear(&self, news: News) {
+        match news {
+            News::Answer { ticket, result } => {
+                let waiter = self.book().answers.remove(&ticket);
+                // Whoever asked may have given up; a changed state is told by a report anyway.
+                let _ = waiter.map(|waiter| waiter.send(result));
+            }
+            News::State { ticket, state } => {
+                let mut book = self.book();
+                book.last = Some((*state, Instant::now()));
+                let _ = book.states.remove(&ticket).map(|waiter| waiter.send(()));
+            }
+            News::Report(report) => self.report(report),
+            News::LinkClosed { peer, connection, why } => self.link_closed(peer, connection, why),
+            News::ClientGone { session, why } => {
+                self.book().clients.remove(&session);
+                info!(volume = self.name(), session = session.0, why, "NBD client gone");
+                self.events.tell(self.name(), Happening::ClientGone { session: session.0, why });
+            }
+            News::Stopped { error } => self.stopped(error),
+        }
+    }
+
+    fn report(&self, report: Report) {
+        let volume = self.name();
+        match report {
+            Report::Changed { what, old, new, why } => {
+                info!(volume, what, old, new, why, "state changed");
+                self.link_news.notify_waiters();
+                self.events.tell(volume, Happening::Changed { what, old, new, why });
+            }
+            Report::ExclusionWanted { peer, term } => {
+                // The answer of this command is a report that the state changed.
+                drop(self.command(arbiter::exclude(peer, term)));
+            }
+            Report::SplitBrain { peer, detail } => {
+                let peer = self.peer_name(peer).to_owned();
+                warn!(
+                    volume,
+                    peer, detail, "split brain: nothing is overwritten; an operator decides which copy is given up"
+                );
+                self.events.tell(volume, Happening::SplitBrain { peer, detail });
+            }
+            // The data plane has closed the connections; each is told by `ClientGone`.
+            Report::DisconnectClients => info!(volume, "NBD clients are disconnected"),
+            Report::Note { text, warning } => {
+                if warning {
+                    warn!(volume, "{text}");
+                } else {
+                    info!(volume, "{text}");
+                }
+                self.events.tell(volume, Happening::Note { text, warning });
+            }
+            Report::Resync(view) => self.resync(&view),
+        }
+    }
+
+    fn resync(&self, view: &ResyncView) {
+        let (volume, peer, part) = (self.name(), self.peer_name(view.peer), part(view));
+        let event = ResyncEvent {
+            peer: peer.to_owned(),
+            part: part.to_owned(),
+            bytes: view.done,
+            bytes_total: view.total,
+            duration_ms: millis(view.elapsed),
+        };
+        let mut book = self.book();
+        let began = !std::mem::replace(&mut book.resync_runs, !view.finished);
+        let due = book.progress_told.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
+        let told = began || view.finished || due;
+        if told {
+            book.progress_told = Some(Instant::now());
+        }
+        drop(book);
+        let (mib, rate_mib) = (view.total >> 20, rate(view) >> 20);
+        if view.finished {
+            info!(
+                volume,
+                peer,
+                part,
+                bytes = view.done,
+                duration_ms = event.duration_ms,
+                mib_s = rate_mib,
+                "resync finished"
+            );
+            self.events.tell(volume, Happening::ResyncFinished(event));
+        } else if began {
+            info!(volume, peer, part, bytes_total = view.total, mib_total = mib, "resync started");
+            self.events.tell(volume, Happening::ResyncStarted(event));
+        } else if told {
+            let eta_s = view.total.saturating_sub(view.done) / rate(view).max(1);
+            let percent = percent(view.done, view.total);
+            info!(volume, peer, part, percent, mib_s = rate_mib, eta_s, paused = view.paused, "resync");
+            self.events.tell(volume, Happening::ResyncProgress(event));
+        }
+    }
+
+    fn link_closed(&self, peer: PeerNo, connection: ConnectionId, why: String) {
+        let mut book = self.book();
+        if book.links.get(&peer) == Some(&connection) {
+            book.links.remove(&peer);
+        }
+        drop(book);
+        let name = self.peer_name(peer).to_owned();
+        info!(volume = self.name(), peer = name, why, "link closed");
+        self.events.tell(self.name(), Happening::LinkDown { peer: name, why });
+        self.link_news.notify_waiters();
+    }
+
+    fn stopped(&self, error: Option<String>) {
+        let why = match error {
+            Some(error) => {
+                tracing::error!(volume = self.name(), error, "the volume's thread ended; restart the daemon");
+                format!("the thread of volume {} ended: {error}; restart the daemon when that is mended", self.name())
+            }
+            None => format!("volume {} is shut down", self.name()),
+        };
+        let mut book = self.book();
+        book.ended = Some(why);
+        book.answers.clear();
+        book.states.clear();
+        book.clients.clear();
+        book.links.clear();
+        drop(book);
+        self.end_news.notify_one();
+        self.link_news.notify_waiters();
+    }
+
+    fn ticket(&self) -> Ticket {
+        Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().expect("nobody panics with the book in hand")
+    }
+}

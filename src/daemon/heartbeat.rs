@@ -1,0 +1,304 @@
+//! Heartbeats: small datagrams on their own paths, so that a broken data link can be told from a lost host.
+//!
+//! ```text
+//! offset size field
+//!      0    8 magic "REPBLKHB"
+//!      8    2 version, 1
+//!     10    2 length of the body
+//!     12    4 CRC-32 of bytes 0..12 and of the body
+//!     16      body: a Beat
+//! ```
+//! A datagram is complete in itself; one that is damaged, foreign, older than one already heard, or from an unknown node
+//! is dropped without an answer. What is heard is told to the volumes and shown in `status`; nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{debug, info, warn};
+
+use super::config::{Config, Node};
+use super::handle::VolumeHandle;
+use super::identity::cluster_id;
+use super::status::{HeartbeatStatus, millis};
+use crate::dataplane::mailbox::{Letter, State};
+use crate::units::{ClusterId, PeerNo, VolumeId};
+use crate::volume::io::PeerView;
+use crate::wire::hello::{BODY_LEN_MAX, decode_body, encode_body};
+
+const MAGIC: [u8; 8] = *b"REPBLKHB";
+const VERSION: u16 = 1;
+const PREFIX_LEN: usize = 16;
+/// A path is dead after so many intervals of silence.
+const SILENT_INTERVALS: u32 = 5;
+
+/// One heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Beat {
+    cluster: ClusterId,
+    /// The sender.
+    node: String,
+    /// Drawn when the sender's daemon started.
+    incarnation: u64,
+    /// Counted from 1 in each incarnation.
+    sequence: u64,
+    /// The sender hears the receiver on this path.
+    hears_you: bool,
+    /// What the sender says of its volumes; one that does not answer its daemon is left out.
+    views: Vec<(VolumeId, PeerView)>,
+}
+
+impl Beat {
+    fn encode(&self) -> Vec<u8> {
+        let body = encode_body(self);
+        let mut bytes = Vec::with_capacity(PREFIX_LEN + body.len());
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&u16::try_from(body.len()).expect("encode_body bounds it").to_le_bytes());
+        bytes.extend_from_slice(&checksum(&bytes, &body).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// The beat in a datagram; none when it is anything else.
+    fn decode(datagram: &[u8]) -> Option<Self> {
+        let (prefix, body) = datagram.split_at_checked(PREFIX_LEN)?;
+        let fits = prefix[..8] == MAGIC
+            && prefix[8..10] == VERSION.to_le_bytes()
+            && usize::from(u16::from_le_bytes([prefix[10], prefix[11]])) == body.len()
+            && prefix[12..] == checksum(&prefix[..12], body).to_le_bytes();
+        if fits { decode_body(body).ok() } else { None }
+    }
+}
+
+fn checksum(prefix: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(prefix);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+/// What was heard last from a node on a path.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Instant,
+    incarnation: u64,
+    sequence: u64,
+    hears_us: bool,
+}
+
+/// What was heard, by node and number of the path.
+pub(super) struct Ear {
+    interval: Duration,
+    heard: Mutex<BTreeMap<(String, usize), Heard>>,
+}
+
+impl Ear {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, heard: Mutex::default() }
+    }
+
+    /// Takes in a beat; false when it is older than one already heard.
+    fn hear(&self, path: usize, beat: &Beat, at: Instant) -> bool {
+        let mut heard = self.heard.lock().expect("nobody panics while listening");
+        let last = heard.get(&(beat.node.clone(), path));
+        if last.is_some_and(|last| last.incarnation == beat.incarnation && last.sequence >= beat.sequence) {
+            return false;
+        }
+        let now = Heard { at, incarnation: beat.incarnation, sequence: beat.sequence, hears_us: beat.hears_you };
+        heard.insert((beat.node.clone(), path), now);
+        true
+    }
+
+    /// How each path to `peer` is.
+    pub(super) fn paths(&self, peer: &Node) -> Vec<HeartbeatStatus> {
+        let status = |(path, address): (usize, &SocketAddr)| {
+            let heard =
+                self.heard.lock().expect("nobody panics while listening").get(&(peer.name.clone(), path)).copied();
+            let age = heard.map(|heard| heard.at.elapsed());
+            HeartbeatStatus {
+                address: address.to_string(),
+                alive: age.is_some_and(|age| age <= self.interval * SILENT_INTERVALS),
+                age_ms: age.map(millis),
+                heard_by_peer: heard.is_some_and(|heard| heard.hears_us),
+            }
+        };
+        peer.heartbeat.iter().enumerate().map(status).collect()
+    }
+}
+
+/// The heartbeats of one node.
+pub(super) struct Heartbeat {
+    pub(super) config: Arc<Config>,
+    pub(super) me: Node,
+    pub(super) volumes: Vec<Arc<VolumeHandle>>,
+    pub(super) ear: Arc<Ear>,
+    pub(super) incarnation: u64,
+}
+
+impl Heartbeat {
+    /// Sends to all peers on all paths, for ever.
+    pub(super) async fn keep_sending(self: Arc<Self>, sockets: Vec<Arc<UdpSocket>>) {
+        let mut tick = interval(self.config.heartbeat_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut alive = BTreeMap::new();
+        for sequence in 1.. {
+            tick.tick().await;
+            let states = self.states().await;
+            for peer in self.config.nodes.iter().filter(|node| node.name != self.me.name) {
+                let paths = self.ear.paths(peer);
+                self.tell_changes(peer, &paths, &mut alive);
+                for ((socket, to), path) in sockets.iter().zip(&peer.heartbeat).zip(&paths) {
+                    let beat = self.beat(peer, sequence, path.alive, &states);
+                    // A path that is down now may be up at the next beat; the peer notices the silence.
+                    if let Err(error) = socket.try_send_to(&beat.encode(), *to) {
+                        debug!(peer = peer.name, address = %to, %error, "heartbeat not sent");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Listens on one path, for ever.
+    pub(super) async fn keep_listening(self: Arc<Self>, path: usize, socket: Arc<UdpSocket>) {
+        let mut datagram = vec![0; PREFIX_LEN + BODY_LEN_MAX + 1];
+        let cluster = cluster_id(&self.config.cluster);
+        loop {
+            let (len, from) = match socket.recv_from(&mut datagram).await {
+                Ok(got) => got,
+                Err(error) => {
+                    // Errors of earlier sends come back here; there is nothing to do but to listen on.
+                    debug!(path, %error, "heartbeat path");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            };
+            let Some(beat) = Beat::decode(&datagram[..len]) else {
+                debug!(path, %from, "a datagram that is no heartbeat");
+                continue;
+            };
+            let known = self.config.node(&beat.node).and_then(|node| node.heartbeat.get(path));
+            let expected = beat.cluster == cluster && beat.node != self.me.name && known == Some(&from);
+            if expected && self.ear.hear(path, &beat, Instant::now()) {
+                self.pass_on(&beat);
+            }
+        }
+    }
+
+    fn pass_on(&self, beat: &Beat) {
+        for (volume_id, view) in &beat.views {
+            let volume = self.volumes.iter().find(|volume| volume.identity.volume == *volume_id);
+            if let Some((volume, peer)) = volume.and_then(|volume| Some((volume, volume.peer_no(&beat.node)?))) {
+                // A volume that does not keep up hears the next one.
+                let _ = volume.post(Letter::PeerSeen { peer, view: *view });
+            }
+        }
+    }
+
+    /// How the volumes are, but for those that do not say so quickly: a hung one must not silence the others.
+    async fn states(&self) -> Vec<(Arc<VolumeHandle>, State)> {
+        let patience = self.config.heartbeat_interval / 2;
+        let mut asked = JoinSet::new();
+        for volume in &self.volumes {
+            let volume = Arc::clone(volume);
+            asked.spawn(async move { Some((volume.clone(), timeout(patience, volume.ask()).await.ok()?.ok()?)) });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
+    }
+
+    fn beat(&self, peer: &Node, sequence: u64, hears_you: bool, states: &[(Arc<VolumeHandle>, State)]) -> Beat {
+        let view = |(volume, state): &(Arc<VolumeHandle>, State)| {
+            let PeerNo(slot) = volume.peer_no(&peer.name)?;
+            let view = PeerView {
+                instance: volume.identity.instance,
+                role: state.volume.role,
+                disk: state.volume.disk,
+                term: state.volume.term,
+                generation: state.volume.generation,
+                base_for_you: state.volume.peers.get(usize::from(slot))?.base,
+            };
+            Some((volume.identity.volume, view))
+        };
+        Beat {
+            cluster: cluster_id(&self.config.cluster),
+            node: self.me.name.clone(),
+            incarnation: self.incarnation,
+            sequence,
+            hears_you,
+            views: states.iter().filter_map(view).collect(),
+        }
+    }
+
+    fn tell_changes(&self, peer: &Node, paths: &[HeartbeatStatus], alive: &mut BTreeMap<String, bool>) {
+        for path in paths {
+            let was = alive.insert(path.address.clone(), path.alive).unwrap_or(false);
+            match (was, path.alive) {
+                (false, true) => info!(peer = peer.name, address = path.address, "heartbeat path up"),
+                (true, false) => warn!(peer = peer.name, address = path.address, "heartbeat path down: silence"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::condition::{DiskState, Role};
+    use crate::units::{DiskInstance, GenerationId, Term};
+    use proptest::prelude::*;
+
+    fn beat(sequence: u64) -> Beat {
+        let view = PeerView {
+            instance: DiskInstance(u128::MAX),
+            role: Role::Primary,
+            disk: DiskState::UpToDate,
+            term: Term(u64::MAX),
+            generation: GenerationId(u64::MAX),
+            base_for_you: GenerationId(u64::MAX),
+        };
+        Beat {
+            cluster: ClusterId(u128::MAX),
+            node: "n".repeat(super::super::config::NAME_LEN_MAX),
+            incarnation: u64::MAX,
+            sequence,
+            hears_you: true,
+            views: vec![(VolumeId(u128::MAX), view); super::super::config::VOLUMES_MAX],
+        }
+    }
+
+    #[test]
+    fn the_largest_beat_fits_and_comes_back() {
+        let beat = beat(u64::MAX);
+        assert_eq!(Beat::decode(&beat.encode()), Some(beat));
+    }
+
+    #[test]
+    fn an_old_beat_is_not_heard_again_but_a_restarted_peer_is() {
+        let ear = Ear::new(Duration::from_millis(200));
+        let now = Instant::now();
+        assert!(ear.hear(0, &beat(5), now));
+        assert!(!ear.hear(0, &beat(5), now) && !ear.hear(0, &beat(4), now));
+        assert!(ear.hear(1, &beat(4), now), "another path");
+        assert!(ear.hear(0, &Beat { incarnation: 1, ..beat(1) }, now));
+    }
+
+    proptest! {
+        #[test]
+        fn one_flipped_bit_is_noticed(bit in 0usize..400) {
+            let mut bytes = beat(7).encode();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(Beat::decode(&bytes), None);
+        }
+
+        #[test]
+        fn arbitrary_datagrams_are_dropped(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
+            prop_assert_eq!(Beat::decode(&bytes), None);
+        }
+    }
+}

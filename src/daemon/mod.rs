@@ -1,0 +1,47 @@
+//! Rank 4, shell: the control plane. Everything that is not on the path of a write.
+//!
+//! One thread runs `tokio`: it reads the configuration, formats and opens copies, negotiates with NBD clients and peers,
+//! sends heartbeats, and answers operators. When a socket is agreed it is handed to the volume's thread through
+//! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
+//! buffer, and nothing in it waits for a volume's thread without a bound.
+
+mod arbiter;
+pub mod config;
+pub mod control;
+pub mod events;
+mod exports;
+mod handle;
+mod heartbeat;
+mod hello_exchange;
+pub mod identity;
+pub mod init;
+mod links;
+pub mod logs;
+mod serve;
+pub mod signature;
+mod sockets;
+mod start;
+pub mod status;
+
+use crate::condition::Mode;
+
+pub use serve::serve;
+
+/// What an acknowledgement means in a mode; printed at start and by `repblk config check`.
+#[must_use]
+pub fn promise(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Sync => {
+            "a write is acknowledged when both copies have written it, a flush when both are stable; if the peer is lost, \
+             when this copy has"
+        }
+        Mode::SemiSync => {
+            "a write is acknowledged when this copy has written it and the peer received it, a flush when both are stable; if \
+             the peer is lost, when this copy has"
+        }
+        Mode::Async => {
+            "a write is acknowledged when this copy has written it and the backlog is under its bound, a flush when this copy \
+             is stable; if this node is lost, the peer may lack the backlog"
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The daemon from its start to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use super::arbiter;
+use super::config::{Config, NbdAddress, Node};
+use super::control::server::ControlDesk;
+use super::events::EventHub;
+use super::exports::ExportDesk;
+use super::handle::VolumeHandle;
+use super::heartbeat::{Ear, Heartbeat};
+use super::identity::random_u64;
+use super::sockets::{self, UnixSocket};
+use super::start::{self, Started};
+use super::{links, promise};
+use crate::dataplane::Mailbox;
+use crate::dataplane::mailbox::Letter;
+use crate::volume::io::Command;
+
+/// Longest time for the volumes to settle after SIGTERM.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
+/// Longest time for a volume's thread to end when it was told to stop.
+const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// Runs the daemon of `me` until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A sentence, when the daemon cannot start, when a volume did not settle in time at the end, or when the threads of all
+/// volumes have ended.
+pub fn serve(config: Config, me: Node) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the control plane cannot be started: {error}"))?;
+    let served = runtime.block_on(async { Daemon::start(Arc::new(config), me)?.run().await });
+    // A task that hangs in the system must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    served
+}
+
+/// Everything that listens. Bound before a disk is touched: a second daemon stops here.
+struct Listeners {
+    control: UnixSocket,
+    data: tokio::net::TcpListener,
+    nbd_unix: Vec<UnixSocket>,
+    nbd_tcp: Vec<tokio::net::TcpListener>,
+    heartbeat: Vec<Arc<UdpSocket>>,
+}
+
+struct Daemon {
+    me: Node,
+    volumes: Vec<Arc<VolumeHandle>>,
+    mailboxes: Vec<Mailbox>,
+    /// Lets clients and links in; ended first.
+    doors: Vec<JoinHandle<()>>,
+    /// Control and heartbeats; ended last.
+    services: Vec<JoinHandle<()>>,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Listeners {
+    fn bind(me: &Node) -> Result<Self, String> {
+        let control = UnixSocket::bind(&me.control, 0o600, "control")?;
+        let data = sockets::tcp(me.data, "data links")?;
+        let (mut nbd_unix, mut nbd_tcp) = (Vec::new(), Vec::new());
+        for address in &me.nbd {
+            match address {
+                // Whoever may write to the device may connect; the folder's permissions narrow that further.
+                NbdAddress::Unix(path) => nbd_unix.push(UnixSocket::bind(path, 0o660, "NBD clients")?),
+                NbdAddress::Tcp(address) => nbd_tcp.push(sockets::tcp(*address, "NBD clients")?),
+            }
+        }
+        let heartbeat = me.heartbeat.iter().map(|address| sockets::udp(*address, "heartbeats").map(Arc::new));
+        Ok(Self { control, data, nbd_unix, nbd_tcp, heartbeat: heartbeat.collect::<Result<_, _>>()? })
+    }
+}
+
+impl Daemon {
+    fn start(config: Arc<Config>, me: Node) -> Result<Self, String> {
+        let handler = |kind| signal(kind).map_err(|error| format!("signals cannot be received: {error}"));
+        let (terminate, interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+        if config.volumes_of(&me.name).next().is_none() {
+            return Err(format!("no volume has a copy on node {}; there is nothing to serve", me.name));
+        }
+        let listeners = Listeners::bind(&me)?;
+        let incarnation = random_u64().map_err(|error| format!("no random number can be had: {error}"))?;
+        let events = EventHub::new(&me.name);
+        let mut started = Vec::new();
+        for (spec, copy) in config.volumes_of(&me.name) {
+            started.push(start::start(&config, &me, spec, copy, events.clone())?);
+        }
+        let (mut services, mut volumes, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
+        for Started { handle, mut news, mailbox } in started {
+            let hearing = Arc::clone(&handle);
+            services.push(tokio::spawn(async move {
+                while let Some(news) = news.recv().await {
+                    hearing.hear(news);
+                }
+            }));
+            volumes.push(handle);
+            mailboxes.push(mailbox);
+        }
+        let mut daemon = Self { me, volumes, mailboxes, doors: Vec::new(), services, terminate, interrupt };
+        daemon.open(&config, listeners, events, incarnation);
+        daemon.greet(&config);
+        Ok(daemon)
+    }
+
+    /// Starts everything that listens or speaks.
+    fn open(&mut self, config: &Arc<Config>, listeners: Listeners, events: EventHub, incarnation: u64) {
+        let Listeners { control, data, nbd_unix, nbd_tcp, heartbeat } = listeners;
+        let (me, volumes) = (self.me.clone(), self.volumes.clone());
+        let ear = Arc::new(Ear::new(config.heartbeat_interval));
+        let desk = ControlDesk {
+            config: Arc::clone(config),
+            node: me.name.clone(),
+            volumes: volumes.clone(),
+            ear: Arc::clone(&ear),
+            events,
+        };
+        self.services.push(tokio::spawn(Arc::new(desk).keep_serving(control)));
+        let beats =
+            Heartbeat { config: Arc::clone(config), me: me.clone(), volumes: volumes.clone(), ear, incarnation };
+        let beats = Arc::new(beats);
+        for (path, socket) in heartbeat.iter().enumerate() {
+            self.services.push(tokio::spawn(Arc::clone(&beats).keep_listening(path, Arc::clone(socket))));
+        }
+        self.services.push(tokio::spawn(beats.keep_sending(heartbeat)));
+        let exports = ExportDesk::new(volumes.clone(), Arc::clone(config), &me.name);
+        for socket in nbd_unix {
+            self.doors.push(tokio::spawn(Arc::clone(&exports).keep_accepting_unix(socket)));
+        }
+        for listener in nbd_tcp {
+            self.doors.push(tokio::spawn(Arc::clone(&exports).keep_accepting_tcp(listener)));
+        }
+        for volume in &volumes {
+            for peer in volume.peers.iter().filter(|peer| links::dials(&me.name, peer)) {
+                let Some(peer) = config.node(peer).cloned() else { continue };
+                let dialling = links::keep_dialling(Arc::clone(volume), me.clone(), config.cluster.clone(), peer);
+                self.doors.push(tokio::spawn(dialling));
+            }
+        }
+        self.doors.push(tokio::spawn(links::keep_accepting(data, volumes, me, Arc::clone(config))));
+    }
+
+    fn greet(&self, config: &Config) {
+        let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+        info!(version, pid, cluster = config.cluster, node = self.me.name, "repblk started");
+        warn!("{}", arbiter::PROMISE);
+        for volume in &self.volumes {
+            let mode = volume.spec.mode;
+            info!(volume = volume.name(), %mode, device = %volume.copy.device.display(), "{}", promise(mode));
+        }
+    }
+
+    async fn run(mut self) -> Result<(), String> {
+        let volumes = self.volumes.clone();
+        let why = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            () = all_ended(&volumes) => {
+                error!("the threads of all volumes have ended; so does the daemon");
+                return Err("the threads of all volumes have ended; the log says why".to_owned());
+            }
+        };
+        info!("{why}: settling the volumes, for at most {} s; again to leave at once", SHUTDOWN_TIME.as_secs());
+        self.doors.iter().for_each(JoinHandle::abort);
+        let settled = tokio::select! {
+            settled = settle(&self.volumes) => settled,
+            _ = self.terminate.recv() => Err("left at once, by a second signal".to_owned()),
+            _ = self.interrupt.recv() => Err("left at once, by a second signal".to_owned()),
+        };
+        for volume in &self.volumes {
+            // A volume that ended already needs no telling.
+            let _ = volume.post(Letter::Stop);
+        }
+        if timeout(STOP_TIME, all_ended(&self.volumes)).await.is_ok() {
+            self.mailboxes.iter().for_each(Mailbox::join);
+        }
+        self.services.iter().for_each(JoinHandle::abort);
+        match settled {
+            Ok(()) => info!("repblk stopped; everything is flushed and recorded"),
+            Err(ref why) => {
+                warn!("repblk stopped without order: {why}; nothing acknowledged is lost, a resync may follow")
+            }
+        }
+        settled
+    }
+}
+
+async fn all_ended(volumes: &[Arc<VolumeHandle>]) {
+    for volume in volumes {
+        while volume.ended().is_none() {
+            // The pause bounds the time that a notice between the question and the wait is missed.
+            let _ = timeout(Duration::from_millis(250), volume.end_news.notified()).await;
+        }
+    }
+}
+
+/// Lets every volume finish, flush and record that everything is in order.
+async fn settle(volumes: &[Arc<VolumeHandle>]) -> Result<(), String> {
+    let mut settling = JoinSet::new();
+    for volume in volumes {
+        let (name, answer) = (volume.name().to_owned(), volume.command(Command::Shutdown));
+        settling.spawn(async move {
+            match timeout(SHUTDOWN_TIME, answer).await {
+                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Err(refusal))) => Err(format!("volume {name}: {refusal}")),
+                Ok(Err(_)) => Err(format!("the thread of volume {name} had ended")),
+                Err(_) => Err(format!("volume {name} did not settle within {} s", SHUTDOWN_TIME.as_secs())),
+            }
+        });
+    }
+    settling.join_all().await.into_iter().collect()
+}

@@ -1,0 +1,139 @@
+//! Listening sockets: taken with a clear complaint when that fails, and removed when the daemon ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
+
+/// A TCP listener on `address`; `what` is listened for.
+///
+/// # Errors
+/// A sentence with what, where, why and what next.
+pub(super) fn tcp(address: SocketAddr, what: &str) -> Result<TcpListener, String> {
+    let listen = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(128)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map_err(|error| complaint(what, &address.to_string(), &error))
+}
+
+/// A UDP socket on `address`.
+///
+/// # Errors
+/// As [`tcp`].
+pub(super) fn udp(address: SocketAddr, what: &str) -> Result<UdpSocket, String> {
+    let bind = || {
+        let socket = std::net::UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    };
+    bind().map_err(|error| complaint(what, &address.to_string(), &error))
+}
+
+/// A Unix listener that removes its file when it is dropped.
+#[derive(Debug)]
+pub(super) struct UnixSocket {
+    pub(super) listener: UnixListener,
+    path: PathBuf,
+}
+
+impl UnixSocket {
+    /// Listens at `path` with the given permissions. A file left behind by a daemon that is gone is replaced; one that
+    /// somebody listens on is not.
+    ///
+    /// # Errors
+    /// As [`tcp`].
+    pub(super) fn bind(path: &Path, mode: u32, what: &str) -> Result<Self, String> {
+        let place = path.display().to_string();
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(complaint(what, &place, &io::ErrorKind::AddrInUse.into())),
+            // A file that is no socket refuses the connection, too, and is somebody's data.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket(path) => {
+                std::fs::remove_file(path).map_err(|error| complaint(what, &place, &error))?;
+            }
+            // Nothing there, or something that is no socket: binding tells.
+            Err(_) => {}
+        }
+        let listen = || {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            let listener = std::os::unix::net::UnixListener::bind(path)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        };
+        let listener = listen().map_err(|error| complaint(what, &place, &error))?;
+        Ok(Self { listener, path: path.to_path_buf() })
+    }
+}
+
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        // Somebody may have removed it already; there is nobody left to tell.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|facts| facts.file_type().is_socket())
+}
+
+fn complaint(what: &str, place: &str, error: &io::Error) -> String {
+    let next = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process listens there: stop it (a second repblk?), or give this node another address in the configuration"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this host does not have that address: bring the interface up, correct the configuration, or check that --node \
+             names this host"
+        }
+        io::ErrorKind::PermissionDenied => "run repblk as root, or choose a place that this user may use",
+        _ => "correct the configuration, or the system",
+    };
+    format!("cannot listen for {what} on {place}: {error}; {next}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
+        assert!(path.exists(), "the standard library leaves the file behind");
+        let live = UnixSocket::bind(&path, 0o600, "control").expect("replaces the stale one");
+        assert_eq!(std::fs::metadata(&path).expect("is there").permissions().mode() & 0o777, 0o600);
+        let refused = UnixSocket::bind(&path, 0o600, "control").expect_err("is in use");
+        assert!(refused.contains("another process listens there"), "{refused}");
+        drop(live);
+        assert!(!path.exists(), "removed at the end");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("data");
+        std::fs::write(&path, "precious").expect("writes");
+        assert!(UnixSocket::bind(&path, 0o600, "control").is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("is there"), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_says_whose_fault_it_is() {
+        let taken = tcp("127.0.0.1:0".parse().expect("an address"), "NBD clients").expect("binds");
+        let again = tcp(taken.local_addr().expect("bound"), "NBD clients").expect_err("is in use");
+        assert!(again.starts_with("cannot listen for NBD clients on 127.0.0.1:"), "{again}");
+        let foreign = udp("192.0.2.1:7".parse().expect("an address"), "heartbeats").expect_err("not ours");
+        assert!(foreign.contains("does not have that address"), "{foreign}");
+    }
+}

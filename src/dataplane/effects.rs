@@ -1,0 +1,187 @@
+//! What the machine wants, done.
+
+use std::io;
+
+use super::engine::Outcome;
+use super::mailbox::{Counters, News};
+use super::pool::Area;
+use super::session::Kind;
+use super::shell::{Machine, Shell};
+use crate::meta::MetaPage;
+use crate::units::{BufId, ByteRange, OpId, SessionId};
+use crate::volume::io::{BufSlice, Effect, HostError, Input, Report};
+
+/// An effect on the local disk; it waits until the peers have been told.
+#[derive(Debug)]
+pub(super) enum Local {
+    Read(OpId, ByteRange),
+    /// Counted as a user of its buffer.
+    Write(OpId, ByteRange, BufSlice),
+    Zero(OpId, ByteRange, bool),
+    Flush(OpId),
+    Commit(OpId, Vec<MetaPage>),
+}
+
+impl<M: Machine> Shell<M> {
+    /// Does what the machine wants, tells it what came of it, and so on until it wants nothing more.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        loop {
+            while !self.effects.is_empty() {
+                let mut effects = std::mem::replace(&mut self.effects, std::mem::take(&mut self.spare));
+                for effect in effects.drain(..) {
+                    self.perform(effect);
+                }
+                self.spare = effects;
+                self.flush_links();
+                self.run_local();
+                for buf in self.releases.drain(..) {
+                    self.pool.release(buf);
+                }
+                self.engine.start()?;
+                self.tell_outcomes();
+            }
+            if self.doomed.is_empty() {
+                return Ok(());
+            }
+            self.bury();
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::DiskRead { op, range } => self.local.push(Local::Read(op, range)),
+            Effect::DiskWrite { op, range, data } => {
+                self.pool.retain(data.buf);
+                self.local.push(Local::Write(op, range, data));
+            }
+            Effect::DiskZero { op, range, unmap } => self.local.push(Local::Zero(op, range, unmap)),
+            Effect::DiskFlush { op } => self.local.push(Local::Flush(op)),
+            Effect::MetaCommit { op, pages } => self.local.push(Local::Commit(op, pages)),
+            Effect::Send { peer, connection, term, message, body } => {
+                if let Some(link) = self.links.iter_mut().find(|l| l.peer == peer && l.connection == connection)
+                    && link.closing.is_none()
+                {
+                    link.push(&mut self.pool, term, &message, body);
+                    self.counters.frames_sent += 1;
+                }
+            }
+            Effect::CloseLink { peer, connection, why } => {
+                let now = self.now;
+                if let Some(link) = self.links.iter_mut().find(|l| l.peer == peer && l.connection == connection) {
+                    link.close(now, why);
+                }
+            }
+            Effect::Reply { session, tag, result, buf, more } => self.reply(session, tag, result, buf, more),
+            // Others may use the buffer in this same batch, in any order.
+            Effect::Release(buf) => self.releases.push(buf),
+            Effect::Answer { ticket, result } => self.news.tell(News::Answer { ticket, result }),
+            Effect::Report(report) => {
+                if report == Report::DisconnectClients {
+                    let why = "this node is not primary any more";
+                    self.doomed.extend(self.sessions.iter().map(|session| (session.id, why.to_owned())));
+                }
+                self.news.tell(News::Report(report));
+            }
+        }
+    }
+
+    fn reply(
+        &mut self,
+        session: SessionId,
+        tag: u64,
+        result: Result<(), HostError>,
+        buf: Option<BufId>,
+        more: Vec<BufId>,
+    ) {
+        let data = buf.into_iter().chain(more);
+        let place = self.session_at(session);
+        let (Some(i), false) = (place, result == Err(HostError::NotPrimary)) else {
+            if place.is_some() {
+                self.doomed.push((session, "this node is not primary any more".to_owned()));
+            }
+            // Counted elsewhere too, perhaps, in this same batch.
+            return self.releases.extend(data);
+        };
+        let request = self.sessions[i].answer(&mut self.pool, tag, result, data);
+        count(&mut self.counters, request.kind, request.range, result.is_ok());
+    }
+
+    /// Runs what waits for the local disk.
+    fn run_local(&mut self) {
+        let mut local = std::mem::take(&mut self.local);
+        for job in local.drain(..) {
+            let outcome = match job {
+                Local::Read(op, range) => {
+                    self.read_queue.push_back((op, range));
+                    None
+                }
+                Local::Write(op, range, data) => {
+                    let outcome = self.engine.write(op, range, data, &mut self.pool);
+                    self.pool.release(data.buf);
+                    outcome
+                }
+                Local::Zero(op, range, unmap) => self.engine.zero(op, range, unmap, &mut self.pool),
+                Local::Flush(op) => {
+                    self.counters.disk_flushes += 1;
+                    self.engine.flush(op)
+                }
+                Local::Commit(op, pages) => {
+                    self.counters.metadata_commits += 1;
+                    self.engine.commit(op, &pages)
+                }
+            };
+            self.outcomes.extend(outcome);
+        }
+        self.local = local;
+        self.start_reads();
+    }
+
+    /// Starts reads in their order as far as there is memory.
+    fn start_reads(&mut self) {
+        while let Some(&(op, range)) = self.read_queue.front() {
+            let len = usize::try_from(range.len()).expect("reads are bounded by the maximum payload");
+            let Some(buf) = self.pool.allocate_buffer(Area::Reads, len) else {
+                self.read_frees = self.pool.frees(Area::Reads);
+                return;
+            };
+            self.read_queue.pop_front();
+            self.outcomes.extend(self.engine.read(op, range, buf, &mut self.pool));
+        }
+    }
+
+    /// Starts reads that waited for memory.
+    pub(super) fn serve_reads(&mut self) {
+        if !self.read_queue.is_empty() && self.read_frees != self.pool.frees(Area::Reads) {
+            self.start_reads();
+            self.tell_outcomes();
+        }
+    }
+
+    /// Tells the machine what came of its disk operations.
+    pub(super) fn tell_outcomes(&mut self) {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            self.step(match outcome {
+                Outcome::Disk { op, result } => Input::DiskDone { op, result },
+                Outcome::Meta { op, result } => Input::MetaDone { op, result },
+            });
+        }
+        self.outcomes = outcomes;
+    }
+}
+
+fn count(counters: &mut Counters, kind: Kind, range: ByteRange, succeeded: bool) {
+    match kind {
+        _ if !succeeded => counters.errors += 1,
+        Kind::Read => {
+            counters.reads += 1;
+            counters.read_bytes += range.len();
+        }
+        Kind::Write => {
+            counters.writes += 1;
+            counters.write_bytes += range.len();
+        }
+        Kind::Flush => counters.flushes += 1,
+        Kind::Hole => counters.holes += 1,
+    }
+}

@@ -1,0 +1,243 @@
+//! The few system calls that the standard library does not offer, each behind a safe function.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use crate::units::{ByteRange, Moment};
+
+/// The node's monotonic clock; it also runs while the host is suspended.
+pub fn now() -> Moment {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec that the call may write; CLOCK_BOOTTIME has existed since Linux 2.6.39.
+    let status = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    assert_eq!(status, 0, "the clock of a running system can be read");
+    let part = |n: i64| u64::try_from(n).expect("time since boot is not negative");
+    Moment(part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec))
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn offset(n: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// A counter that wakes an epoll loop.
+#[derive(Debug)]
+pub(super) struct EventFd(OwnedFd);
+
+impl EventFd {
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: the call takes no pointers.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Makes the descriptor readable.
+    pub(super) fn signal(&self) {
+        #[expect(clippy::host_endian_bytes, reason = "the counter is read by this host's kernel")]
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight readable bytes are given. The only failure is a full counter, which wakes just as well.
+        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Makes the descriptor unreadable until the next signal.
+    pub(super) fn clear(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: eight writable bytes are given. The only failure is an empty counter, which is what is wanted.
+        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What epoll said of one descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    /// The number given at registration.
+    pub(super) token: u64,
+    /// Bytes, an end or an error can be read.
+    pub(super) readable: bool,
+    /// Bytes or an error can be written.
+    pub(super) writable: bool,
+}
+
+/// An epoll instance. Descriptors are registered edge-triggered, for both directions, once.
+#[derive(Debug)]
+pub(super) struct Epoll {
+    fd: OwnedFd,
+    events: Vec<libc::epoll_event>,
+}
+
+impl Epoll {
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: the call takes no pointers.
+        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, events: vec![libc::epoll_event { events: 0, u64: 0 }; 64] })
+    }
+
+    /// Reports each change of `fd` under `token`. Closing the descriptor ends it.
+    pub(super) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let flags = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        let mut event = libc::epoll_event { events: flags.cast_unsigned(), u64: token };
+        // SAFETY: both descriptors are open, `event` is valid for the call.
+        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) })?;
+        Ok(())
+    }
+
+    /// Waits up to `timeout` (for ever when none) and appends what happened to `out`.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Ready>) -> io::Result<()> {
+        let spec = timeout.map(|t| libc::timespec {
+            tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: i64::from(t.subsec_nanos()),
+        });
+        let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let room = libc::c_int::try_from(self.events.len()).expect("a small constant");
+        // SAFETY: `events` has room for `room` events, `spec` is null or points to a timespec that lives over the call,
+        // and a null signal mask leaves signals alone.
+        let result = check(unsafe {
+            libc::epoll_pwait2(self.fd.as_raw_fd(), self.events.as_mut_ptr(), room, spec, std::ptr::null())
+        });
+        let count = match result {
+            Ok(n) => usize::try_from(n).expect("checked not negative"),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(e),
+        };
+        let has = |events: u32, flags: libc::c_int| events & flags.cast_unsigned() != 0;
+        out.extend(self.events[..count].iter().map(|event| {
+            let (events, token) = (event.events, event.u64);
+            let broken = has(events, libc::EPOLLERR | libc::EPOLLHUP);
+            Ready {
+                token,
+                readable: broken || has(events, libc::EPOLLIN | libc::EPOLLRDHUP),
+                writable: broken || has(events, libc::EPOLLOUT),
+            }
+        }));
+        Ok(())
+    }
+}
+
+/// Reads what can be read without waiting for the disk.
+pub(super) fn read_cached(fd: BorrowedFd<'_>, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+    let part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: `part` describes the writable bytes of `buf`, which outlives the call.
+    let n = unsafe { libc::preadv2(fd.as_raw_fd(), &part, 1, offset(at)?, libc::RWF_NOWAIT) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Reads up to `len` bytes at `at` into memory owned by a running operation.
+///
+/// # Safety
+/// `address` is valid for writes of `len` bytes, and nobody else looks at them until the call returns.
+pub(super) unsafe fn read_into(fd: RawFd, at: u64, address: *mut u8, len: usize) -> io::Result<usize> {
+    // SAFETY: as promised by the caller.
+    let n = unsafe { libc::pread(fd, address.cast(), len, offset(at)?) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes up to `len` bytes to `at` from memory held by a running operation.
+///
+/// # Safety
+/// `address` is valid for reads of `len` bytes, and nobody changes them until the call returns.
+pub(super) unsafe fn write_from(fd: RawFd, at: u64, address: *const u8, len: usize) -> io::Result<usize> {
+    // SAFETY: as promised by the caller.
+    let n = unsafe { libc::pwrite(fd, address.cast(), len, offset(at)?) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Makes written data stable, with the metadata needed to find it.
+pub(super) fn sync_data(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the call takes no pointers; a closed descriptor gives an error.
+    check(unsafe { libc::fdatasync(fd) }).map(drop)
+}
+
+/// Changes the allocation of a range; `mode` as of fallocate(2).
+pub(super) fn allocate(fd: RawFd, mode: libc::c_int, range: ByteRange) -> io::Result<()> {
+    let (start, len) = (offset(range.start())?, offset(range.len())?);
+    // SAFETY: the call takes no pointers; a closed descriptor gives an error.
+    check(unsafe { libc::fallocate(fd, mode, start, len) }).map(drop)
+}
+
+/// The next byte of data (`data`) or of a hole at or after `at`; `None` when there is none.
+pub(super) fn seek(file: &File, at: u64, data: bool) -> io::Result<Option<u64>> {
+    let whence = if data { libc::SEEK_DATA } else { libc::SEEK_HOLE };
+    // SAFETY: the call takes no pointers. The file position it moves is used by nobody.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset(at)?, whence) };
+    u64::try_from(found).map(Some).or_else(|_| {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(error) }
+    })
+}
+
+/// Asks the kernel to fetch a range into its cache soon. Only advice: failing changes nothing.
+pub(super) fn prefetch(file: &File, range: ByteRange) {
+    if let (Ok(start), Ok(len)) = (offset(range.start()), offset(range.len())) {
+        // SAFETY: the call takes no pointers.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), start, len, libc::POSIX_FADV_WILLNEED) };
+    }
+}
+
+/// Takes the open-file-description lock on the whole file. False when another open file holds it.
+pub(super) fn lock_description(file: &File) -> io::Result<bool> {
+    let narrow = |n: libc::c_int| libc::c_short::try_from(n).expect("a small constant");
+    let lock =
+        libc::flock { l_type: narrow(libc::F_WRLCK), l_whence: narrow(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: `lock` is a valid flock structure that outlives the call.
+    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// `_IO(0x12, 94)` of linux/fs.h.
+const BLKROGET: libc::Ioctl = 0x125e;
+
+/// True when the block device is set read-only.
+pub(super) fn block_device_is_read_only(file: &File) -> io::Result<bool> {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: BLKROGET writes one int.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &mut read_only) })?;
+    Ok(read_only != 0)
+}
+
+/// The errno of an error; EIO for one that the kernel did not make, such as an unexpected end of file.
+pub(super) fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_goes_on() {
+        let first = now();
+        assert!(first.0 > 0 && now() >= first);
+    }
+
+    #[test]
+    fn an_event_descriptor_wakes_once_for_many_signals() {
+        let (event, mut epoll) = (EventFd::new().expect("eventfd"), Epoll::new().expect("epoll"));
+        epoll.add(event.as_fd(), 7).expect("registered");
+        event.signal();
+        event.signal();
+        let mut ready = Vec::new();
+        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
+        assert!(ready.iter().any(|r| r.token == 7 && r.readable));
+        event.clear();
+        ready.clear();
+        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
+        assert!(!ready.iter().any(|r| r.readable));
+    }
+}
