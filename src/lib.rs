@@ -19,9 +19,9 @@
 //! | 1 | [`meta`] | format: what a copy keeps on its disk besides the data |
 //! | 2 | [`volume`] | machine: one volume on one node; everything that decides about data |
 //! | 3 | `failover` | machine: when to promote (not built yet) |
-//! | 4 | `dataplane` | shell: one thread for each volume, its disk and its sockets |
-//! | 4 | `daemon` | shell: configuration, negotiation, links, control |
-//! | 5 | `cli` | shell: the `repblk` command |
+//! | 4 | [`dataplane`] | shell: one thread for each volume, its disk and its sockets |
+//! | 4 | [`daemon`] | shell: configuration, negotiation, links, control |
+//! | 5 | [`cli`] | shell: the `repblk` command |
 //!
 //! The machine has one entry, [`Volume::step`](volume::Volume::step): one [`Input`](volume::io::Input) in, some
 //! [`Effect`](volume::io::Effect)s out. It sees no byte of data, no file and no clock. The simulator in `tests/sim` is another shell
