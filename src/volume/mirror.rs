@@ -422,6 +422,11 @@ impl Volume {
         view: crate::volume::io::PeerView,
         out: &mut Effects,
     ) {
+        // A datagram that was long on its way must not contradict what the link has told since.
+        let known = self.term();
+        if view.role == Role::Primary && view.term < known {
+            return;
+        }
         self.peer_mut(peer).seen = Some((now, view));
         let lineage = self.book.get().lineage;
         let left_behind = view.role == Role::Primary

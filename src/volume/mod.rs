@@ -197,6 +197,8 @@ pub struct Volume {
     log_commit: LogCommit,
     bitmap_commit: Option<OpId>,
     bitmaps_flushed: Moment,
+    swept: Moment,
+    cooled: Moment,
     log: TransferLog,
     local: Cursor,
     local_flush: Option<OpId>,
@@ -281,6 +283,8 @@ impl Volume {
             log_commit: LogCommit::Idle,
             bitmap_commit: None,
             bitmaps_flushed: Moment(0),
+            swept: Moment(0),
+            cooled: Moment(0),
             log: TransferLog::new(config.limits.log_entries, start),
             local: Cursor::joining(start),
             local_flush: None,
@@ -351,6 +355,7 @@ impl Volume {
         at(self.idle_barrier_due());
         at(self.bitmap_flush_due());
         at(self.resync_due());
+        at(self.cool_due());
         next
     }
 

@@ -25,7 +25,7 @@ const CONSENT: Duration = Duration::from_millis(1500);
 /// How long what is under way may take to become stable before a role is kept after all.
 const DRAIN: Duration = Duration::from_secs(10);
 /// A heartbeat is believed for this long.
-pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_secs(3);
+pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_millis(1500);
 
 /// What the role is given up for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,13 +158,6 @@ impl Volume {
         if self.role == Role::Primary {
             return Err(refusal(Rule::AlreadyPrimary, "this node is primary already", "Nothing needs to be done"));
         }
-        if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
-            return Err(refusal(
-                Rule::Busy,
-                "a change of role, the start, or the last writes of the old primary are still under way",
-                "Ask again in a moment",
-            ));
-        }
         if !self.local_ok {
             return Err(refusal(
                 Rule::DiskFailed,
@@ -183,6 +176,13 @@ impl Volume {
             }
         }
         self.check_copy(force)?;
+        if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
+            return Err(refusal(
+                Rule::Busy,
+                "a change of role, the start, or the last writes of the old primary are still under way",
+                "Ask again in a moment",
+            ));
+        }
         let unseen: Vec<&str> =
             self.peers.iter().filter(|p| !matches!(p.link, Link::Up { .. })).map(|p| p.name.as_str()).collect();
         if !unseen.is_empty() && !force && !peer_is_down {
