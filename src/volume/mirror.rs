@@ -356,6 +356,15 @@ impl Volume {
         Some([Some(later(silent)), Some(ping), stalled.map(later)].into_iter().flatten().min().unwrap_or(ping))
     }
 
+    /// Asks again for the reads that wait for writes received before them.
+    pub(super) fn pump_late_reads(&mut self, now: Moment, out: &mut Effects) {
+        for (peer, connection, id, range) in std::mem::take(&mut self.late_reads) {
+            if self.peer(peer).connection() == Some(connection) {
+                self.peer_reads(now, peer, connection, id, range, out);
+            }
+        }
+    }
+
     fn peer_reads(
         &mut self,
         now: Moment,
@@ -367,6 +376,9 @@ impl Volume {
     ) {
         if range.end() > self.data_len {
             self.drop_link(now, peer, "protocol error: it reads past the end".into(), out);
+        } else if self.local_ok && self.stream_changes(range) {
+            // What was received before must be seen: in `semisync` and `async` it may be acknowledged already.
+            self.late_reads.push((peer, connection, id, range));
         } else if self.local_ok {
             let len = u32::try_from(range.len()).expect("the format bounds a read");
             let op = self.begin(Op::PeerRead { peer, connection, id, len });

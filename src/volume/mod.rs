@@ -209,6 +209,8 @@ pub struct Volume {
     host_active: Moment,
     peers: Vec<Peer>,
     stream: Option<Stream>,
+    /// Reads of a primary without a disk that wait for writes received before them.
+    late_reads: Vec<(PeerNo, ConnectionId, u64, ByteRange)>,
     transition: Transition,
     ops: Slab<Op>,
     frozen_since: Option<Moment>,
@@ -293,6 +295,7 @@ impl Volume {
             host_active: Moment(0),
             peers,
             stream: None,
+            late_reads: Vec::new(),
             transition: Transition::None,
             ops: Slab::default(),
             frozen_since: None,
@@ -381,6 +384,7 @@ impl Volume {
         self.pump_greetings(now, out);
         self.pump_sources(now, out);
         self.pump_stream(out);
+        self.pump_late_reads(now, out);
         self.pump_transition(now, out);
         self.pump_metadata(now, out);
         self.watch_frozen(now);

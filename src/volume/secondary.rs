@@ -81,6 +81,13 @@ impl Volume {
         self.stream.as_ref().is_none_or(|stream| stream.items.is_empty() && !stream.flushing)
     }
 
+    /// True while something received is still to change a part of `range`.
+    pub(super) fn stream_changes(&self, range: ByteRange) -> bool {
+        self.stream.as_ref().is_some_and(|stream| {
+            stream.items.iter().any(|item| item.stage != Applied::Written && item.range.overlaps(range))
+        })
+    }
+
     pub(super) fn stream_started(&mut self, now: Moment, peer: PeerNo, term: Term, after: Seq, out: &mut Effects) {
         let fits =
             matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetRunning(_) | Sync::TargetPreparing(_)));
