@@ -1,6 +1,6 @@
 //! Rank 5, the door: the `repblk` command.
 //!
-//! [`args`] is what can be typed, [`exit`] how it ends. `init`, `serve` and `config` work on the configuration and the
+//! `args` is what can be typed, `exit` how it ends. `init`, `serve` and `config` work on the configuration and the
 //! disk; everything else is a question to the daemon over its control socket. Every refusal names its rule and the way
 //! out; a reader that closes early is no error.
 

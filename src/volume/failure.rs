@@ -9,7 +9,7 @@
 //! - A secondary tells the primary and parts.
 
 use crate::condition::{DiskState, Role};
-use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo};
+use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, SendBody};
 use crate::volume::peer::Sync;
@@ -34,6 +34,16 @@ impl Volume {
             out,
         );
         self.give_stream_up(out);
+        // What it has written and nobody was told yet must not count on it.
+        let written: Vec<_> = self
+            .log
+            .above(Seq(0))
+            .filter(|(_, entry)| entry.local_written)
+            .filter_map(|(_, entry)| entry.segment)
+            .collect();
+        for segment in written {
+            self.copy_lost(segment);
+        }
         let errno = u32::try_from(error.errno).unwrap_or(0);
         match self.role {
             Role::Secondary => {

@@ -168,6 +168,9 @@ impl Volume {
         link.since = now;
         link.why.clear();
         link.link = Link::Up { connection, sync: Sync::Wait, theirs };
+        if link.paused.0 {
+            self.send(peer, Message::Pause { on: true }, None, out);
+        }
         let why = format!("rule {}: {}", rule.name(), word(verdict));
         Self::changed(&format!("peer {name}"), old, "connected", why, out);
         match verdict {

@@ -5,8 +5,11 @@
 //! one metadata commit; many waiting writes share it.
 //!
 //! ```text
-//!   cold --acquire--> warming --commit done--> hot --evict (no references, bitmap pages durable)--> cold
+//!   cold --acquire--> warming --commit done--> hot --evict or cool (no references, bitmap pages durable)--> cold
 //! ```
+//! An extent is evicted when its slot is needed, and cooled when nobody wrote to it for a while: what a crash makes dirty is
+//! then what was written lately, and not what was written ever.
+//!
 //! Invariants: an extent has at most one slot. A slot with references is never evicted. An extent leaves the table on disk only
 //! in a commit that starts after the dirty bitmap of that extent is durable for every peer (the caller commits those pages first).
 
@@ -31,6 +34,8 @@ enum Heat {
     /// Chosen, not yet in a commit, or in the one under way.
     Warming,
     Hot,
+    /// Its extent is leaving with a commit that has not ended.
+    Cooling,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +45,8 @@ struct Slot {
     heat: Heat,
     /// Second chance for the eviction clock.
     used: bool,
+    /// Not used since the sweep before the last.
+    stale: bool,
 }
 
 /// A change that the next commit must carry.
@@ -50,7 +57,7 @@ pub(crate) struct Change {
     /// What it held.
     pub(crate) old: Option<ExtentNo>,
     /// What it will hold.
-    pub(crate) new: ExtentNo,
+    pub(crate) new: Option<ExtentNo>,
 }
 
 /// The table.
@@ -71,7 +78,7 @@ pub(crate) struct HotExtents {
 impl HotExtents {
     /// An empty table of `slots` slots for extents of `extent_len` bytes.
     pub(crate) fn new(slots: u32, extent_len: u32) -> Self {
-        let empty = Slot { extent: ExtentNo(0), references: 0, heat: Heat::Free, used: false };
+        let empty = Slot { extent: ExtentNo(0), references: 0, heat: Heat::Free, used: false, stale: false };
         Self {
             extent_len: u64::from(extent_len),
             slots: vec![empty; usize::try_from(slots).expect("usize has at least 32 bits")],
@@ -114,7 +121,7 @@ impl HotExtents {
                 self.pinned += 1;
             }
             entry.references += 1;
-            entry.used = true;
+            (entry.used, entry.stale) = (true, false);
             all_hot &= entry.heat == Heat::Hot;
         }
         if all_hot { Acquired::Hot } else { Acquired::Warming }
@@ -173,18 +180,47 @@ impl HotExtents {
                     continue;
                 }
                 Heat::Hot if slot.references == 0 => Some(slot.extent),
-                Heat::Hot | Heat::Warming => continue,
+                Heat::Hot | Heat::Warming | Heat::Cooling => continue,
             };
             if let Some(old) = old {
                 self.index.remove(&old);
             }
-            *slot = Slot { extent, references: 0, heat: Heat::Warming, used: true };
+            *slot = Slot { extent, references: 0, heat: Heat::Warming, used: true, stale: false };
             let number = u32::try_from(at).expect("the layout bounds the slots");
             self.index.insert(extent, number);
-            self.waiting.push(Change { slot: number, old, new: extent });
+            self.waiting.push(Change { slot: number, old, new: Some(extent) });
             return Some(number);
         }
         None
+    }
+
+    /// Marks the slots that nobody used since the last sweep. True when any slot is hot.
+    pub(crate) fn sweep(&mut self) -> bool {
+        let mut any = false;
+        for slot in self.slots.iter_mut().filter(|slot| slot.heat == Heat::Hot) {
+            slot.stale = !slot.used && slot.references == 0;
+            slot.used = false;
+            any = true;
+        }
+        any
+    }
+
+    /// Queues the end of at most `max` stale extents.
+    pub(crate) fn cool(&mut self, max: usize) {
+        let stale =
+            self.slots.iter_mut().enumerate().filter(|(_, s)| s.heat == Heat::Hot && s.stale && s.references == 0);
+        for (at, slot) in stale.take(max) {
+            slot.heat = Heat::Cooling;
+            slot.stale = false;
+            self.index.remove(&slot.extent);
+            let number = u32::try_from(at).expect("the layout bounds the slots");
+            self.waiting.push(Change { slot: number, old: Some(slot.extent), new: None });
+        }
+    }
+
+    /// True when an extent is in the table.
+    pub(crate) fn is_used(&self) -> bool {
+        !self.index.is_empty()
     }
 
     /// Changes that wait for a commit.
@@ -209,8 +245,20 @@ impl HotExtents {
     pub(crate) fn commit_done(&mut self) {
         for change in self.committing.drain(..) {
             let slot = &mut self.slots[change.slot as usize];
-            assert_eq!((slot.extent, slot.heat), (change.new, Heat::Warming), "a warming slot waits for its commit");
-            slot.heat = Heat::Hot;
+            match change.new {
+                Some(extent) => {
+                    assert_eq!(
+                        (slot.extent, slot.heat),
+                        (extent, Heat::Warming),
+                        "a warming slot waits for its commit"
+                    );
+                    slot.heat = Heat::Hot;
+                }
+                None => {
+                    assert_eq!(slot.heat, Heat::Cooling, "a cooling slot waits for its commit");
+                    slot.heat = Heat::Free;
+                }
+            }
         }
     }
 
@@ -279,6 +327,26 @@ mod tests {
         assert!(hot.covers(u64::from(old.0) * u64::from(LEN)));
         commit(&mut hot);
         assert!(!hot.covers(u64::from(old.0) * u64::from(LEN)));
+    }
+
+    #[test]
+    fn what_nobody_writes_to_cools_after_two_sweeps() {
+        let mut hot = HotExtents::new(8, LEN);
+        let (idle, busy) = (ByteRange::new(0, 1), ByteRange::new(u64::from(LEN), 1));
+        for range in [idle, busy] {
+            hot.acquire(range);
+        }
+        commit(&mut hot);
+        hot.release(idle);
+        hot.sweep();
+        hot.cool(64);
+        assert!(hot.is_hot(idle), "used since the sweep before");
+        hot.sweep();
+        hot.cool(64);
+        assert!(!hot.is_hot(idle) && hot.covers(0), "on its way out, and covered until that is durable");
+        commit(&mut hot);
+        assert!(!hot.covers(0) && hot.is_hot(busy));
+        assert_eq!(hot.acquire(idle), Acquired::Warming);
     }
 
     proptest! {

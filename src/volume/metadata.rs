@@ -30,6 +30,11 @@ const PAGES_MAX: usize = 64;
 /// Modified bitmap pages of a connected peer are written this often.
 const BITMAP_INTERVAL: Duration = Duration::from_secs(2);
 
+/// An extent that nobody wrote to for one to two of these leaves the activity log.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// Extents leave in groups, this far apart.
+const COOL_INTERVAL: Duration = Duration::from_millis(250);
+
 impl Volume {
     /// Makes durable that this node has the disk, before anything else happens.
     pub(super) fn attach(&mut self, now: Moment, out: &mut Effects) {
@@ -45,6 +50,9 @@ impl Volume {
             return;
         }
         self.attaching = true;
+        for peer in &mut self.peers {
+            peer.since = now;
+        }
         for text in std::mem::take(&mut self.notes) {
             Self::note(text, true, out);
         }
@@ -80,7 +88,11 @@ impl Volume {
     }
 
     fn pump_log_commit(&mut self, now: Moment, out: &mut Effects) {
-        if self.log_commit != LogCommit::Idle || !self.hot.has_waiting() {
+        if self.log_commit != LogCommit::Idle {
+            return;
+        }
+        self.cool_extents(now);
+        if !self.hot.has_waiting() {
             return;
         }
         let evicted: Vec<_> =
@@ -96,16 +108,33 @@ impl Volume {
         if self.bitmap_commit.is_some() || self.commit_bitmaps(now, needed, out) {
             return;
         }
-        let updates: Vec<_> = self
-            .hot
-            .begin_commit(activity_log::UPDATES_MAX)
-            .iter()
-            .map(|change| (change.slot, Some(change.new)))
-            .collect();
+        let updates: Vec<_> =
+            self.hot.begin_commit(activity_log::UPDATES_MAX).iter().map(|change| (change.slot, change.new)).collect();
         let page = self.log_writer.transaction(&updates);
         self.log_commit = LogCommit::Writing;
         let op = self.begin(Op::LogCommit);
         out.push(Effect::MetaCommit { op, pages: vec![page] });
+    }
+
+    /// Lets extents go that nobody has written to for a while, a few at a time.
+    fn cool_extents(&mut self, now: Moment) {
+        if now.since(self.cooled) < COOL_INTERVAL || !self.hot.is_used() {
+            return;
+        }
+        self.cooled = now;
+        if now.since(self.swept) >= SWEEP_INTERVAL {
+            self.swept = now;
+            self.hot.sweep();
+        }
+        if !self.hot.has_waiting() {
+            self.hot.cool(activity_log::UPDATES_MAX);
+        }
+    }
+
+    /// When to look for extents to cool.
+    pub(super) fn cool_due(&self) -> Option<Moment> {
+        let idle = self.attached && self.local_ok && self.log_commit == LogCommit::Idle && self.hot.is_used();
+        idle.then(|| self.cooled.after(COOL_INTERVAL))
     }
 
     /// Writes modified bitmap pages of the peers for which it is worth it now.

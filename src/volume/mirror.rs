@@ -190,6 +190,8 @@ impl Volume {
         link.link = Link::Down;
         link.since = now;
         link.role = None;
+        // It says so again on the next link, if it still is.
+        link.paused.1 = false;
         link.why.clone_from(&why);
         let cursor = link.cursor.take();
         if let Some(cursor) = cursor {
@@ -420,6 +422,11 @@ impl Volume {
         view: crate::volume::io::PeerView,
         out: &mut Effects,
     ) {
+        // A datagram that was long on its way must not contradict what the link has told since.
+        let known = self.term();
+        if view.role == Role::Primary && view.term < known {
+            return;
+        }
         self.peer_mut(peer).seen = Some((now, view));
         let lineage = self.book.get().lineage;
         let left_behind = view.role == Role::Primary

@@ -197,6 +197,8 @@ pub struct Volume {
     log_commit: LogCommit,
     bitmap_commit: Option<OpId>,
     bitmaps_flushed: Moment,
+    swept: Moment,
+    cooled: Moment,
     log: TransferLog,
     local: Cursor,
     local_flush: Option<OpId>,
@@ -211,6 +213,8 @@ pub struct Volume {
     ops: Slab<Op>,
     frozen_since: Option<Moment>,
     resync_reported: Moment,
+    /// Dirty runs that are being read; each will want a place in the log.
+    runs_reading: usize,
     resync_pumped: Moment,
     mirrored_bytes: u64,
     resynced_bytes: u64,
@@ -279,6 +283,8 @@ impl Volume {
             log_commit: LogCommit::Idle,
             bitmap_commit: None,
             bitmaps_flushed: Moment(0),
+            swept: Moment(0),
+            cooled: Moment(0),
             log: TransferLog::new(config.limits.log_entries, start),
             local: Cursor::joining(start),
             local_flush: None,
@@ -291,6 +297,7 @@ impl Volume {
             ops: Slab::default(),
             frozen_since: None,
             resync_reported: Moment(0),
+            runs_reading: 0,
             resync_pumped: Moment(0),
             mirrored_bytes: 0,
             resynced_bytes: 0,
@@ -348,6 +355,7 @@ impl Volume {
         at(self.idle_barrier_due());
         at(self.bitmap_flush_due());
         at(self.resync_due());
+        at(self.cool_due());
         next
     }
 

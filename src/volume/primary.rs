@@ -96,14 +96,17 @@ impl Volume {
 
     /// Starts what waits and can, oldest first.
     pub(super) fn pump_waiting(&mut self, now: Moment, out: &mut Effects) {
-        while let Some(&segment) = self.waiting.front() {
+        // A launch may end at once and bring others back to the front: the one that is asked for is taken out first.
+        while let Some(segment) = self.waiting.pop_front() {
             match self.admit(now, segment, out) {
-                Admission::NoRoom => break,
+                Admission::NoRoom => {
+                    self.waiting.push_front(segment);
+                    break;
+                }
                 Admission::Launched => {}
                 Admission::Warming => self.warming.push_back(segment),
                 Admission::Conflict => self.conflicted.push_back(segment),
             }
-            self.waiting.pop_front();
         }
     }
 
@@ -113,9 +116,7 @@ impl Volume {
         if self.in_flight.is_held(held) {
             return Admission::Conflict;
         }
-        if self.log.len() + self.warming.len() >= self.config.limits.log_entries
-            || !self.backlog_has_room(now, segment.range.len())
-        {
+        if !self.log_has_room() || !self.backlog_has_room(now, segment.range.len()) {
             self.stable_goal = self.log.last();
             return Admission::NoRoom;
         }
@@ -140,6 +141,11 @@ impl Volume {
                 Admission::Warming
             }
         }
+    }
+
+    /// True when one more write, or block of a resync, finds a place in the log.
+    pub(super) fn log_has_room(&self) -> bool {
+        self.log.len() + self.warming.len() + self.runs_reading < self.config.limits.log_entries
     }
 
     /// What a writer of `range` keeps others out of: whole blocks, since a disk without smaller writes reads and
@@ -227,10 +233,11 @@ impl Volume {
         let Stage::Launched { seq, .. } = self.segments.get(id).stage else {
             unreachable!("only a launched segment is written");
         };
+        if result.is_err() || !self.local_ok {
+            // A disk that has failed meanwhile holds nothing that can be relied on, whatever it says of this write.
+            self.copy_lost(id);
+        }
         if let Err(error) = result {
-            if let Stage::Launched { copies, .. } = &mut self.segments.get_mut(id).stage {
-                *copies -= 1;
-            }
             self.fail_local(now, "write", error, out);
         }
         self.log.get_mut(seq).expect("a segment keeps its entry").local_written = true;

@@ -7,7 +7,7 @@ use crate::units::{BLOCK_SIZE, Moment};
 /// Longest run of dirty blocks sent as one, in blocks: 512 KiB.
 pub(crate) const RUN_BLOCKS_MAX: u64 = 128;
 /// Resync data on its way while the host is quiet, in bytes.
-const OUTSTANDING_IDLE: u64 = 8 << 20;
+const OUTSTANDING_IDLE: u64 = 16 << 20;
 /// Resync data on its way while the host works, in bytes. Small, so that a write never waits behind much of it.
 const OUTSTANDING_BUSY: u64 = 512 << 10;
 /// The host counts as working this long after its last request.
@@ -28,6 +28,8 @@ pub(crate) struct Outgoing {
     pub(crate) total: u64,
     /// Bytes stable on both copies.
     pub(crate) done: u64,
+    /// Bytes that may be on their way, as of the last look.
+    limit: u64,
     pace: Pace,
 }
 
@@ -41,6 +43,7 @@ impl Outgoing {
             began: now,
             total: dirty_blocks * BLOCK_SIZE,
             done: 0,
+            limit: OUTSTANDING_IDLE,
             pace: Pace::new(now, limits),
         }
     }
@@ -49,6 +52,7 @@ impl Outgoing {
     pub(crate) fn may_read(&mut self, now: Moment, host_active: Moment) -> bool {
         let busy = now.since(host_active) < BUSY_FOR && host_active != Moment(0);
         let limit = if busy && !self.is_starving(now) { OUTSTANDING_BUSY } else { OUTSTANDING_IDLE };
+        self.limit = limit;
         self.reading + self.unstable < limit && self.pace.allows(now)
     }
 
@@ -66,7 +70,7 @@ impl Outgoing {
 
     /// True when so much waits for stability that it should be asked for.
     pub(crate) fn wants_barrier(&self) -> bool {
-        self.reading == 0 && self.unstable > 0 || self.unstable >= OUTSTANDING_BUSY
+        self.reading == 0 && self.unstable > 0 || self.unstable >= self.limit / 2
     }
 }
 

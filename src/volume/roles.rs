@@ -25,7 +25,7 @@ const CONSENT: Duration = Duration::from_millis(1500);
 /// How long what is under way may take to become stable before a role is kept after all.
 const DRAIN: Duration = Duration::from_secs(10);
 /// A heartbeat is believed for this long.
-pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_secs(3);
+pub(super) const HEARTBEAT_FRESH: Duration = Duration::from_millis(1500);
 
 /// What the role is given up for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,13 +158,6 @@ impl Volume {
         if self.role == Role::Primary {
             return Err(refusal(Rule::AlreadyPrimary, "this node is primary already", "Nothing needs to be done"));
         }
-        if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
-            return Err(refusal(
-                Rule::Busy,
-                "a change of role, the start, or the last writes of the old primary are still under way",
-                "Ask again in a moment",
-            ));
-        }
         if !self.local_ok {
             return Err(refusal(
                 Rule::DiskFailed,
@@ -183,6 +176,13 @@ impl Volume {
             }
         }
         self.check_copy(force)?;
+        if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
+            return Err(refusal(
+                Rule::Busy,
+                "a change of role, the start, or the last writes of the old primary are still under way",
+                "Ask again in a moment",
+            ));
+        }
         let unseen: Vec<&str> =
             self.peers.iter().filter(|p| !matches!(p.link, Link::Up { .. })).map(|p| p.name.as_str()).collect();
         if !unseen.is_empty() && !force && !peer_is_down {
@@ -492,7 +492,11 @@ impl Volume {
         match self.transition {
             Transition::Draining { ticket, goal, .. } => {
                 let open = self.requests.len() - self.held.len();
-                let still = open == 0 && self.log.len() == 0 && self.stream_is_stable() && self.resyncs_rest();
+                let still = open == 0
+                    && self.log.len() == 0
+                    && self.local_is_flushed()
+                    && self.stream_is_stable()
+                    && self.resyncs_rest();
                 // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
                 let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {
@@ -516,6 +520,11 @@ impl Volume {
             Transition::Offering { ticket, peer, .. } if overdue => self.offer_lost(ticket, peer, out),
             _ => {}
         }
+    }
+
+    /// The disk was flushed since the drain began, also of what an earlier life of the daemon may have left in its cache.
+    fn local_is_flushed(&self) -> bool {
+        !self.local_ok || (self.local_flush.is_none() && self.local.stable >= self.stable_goal)
     }
 
     /// No resync block is on its way.
@@ -671,7 +680,9 @@ impl Volume {
                 self.book.change(|superblock| superblock.peers[slot].full = true);
             }
             self.peer_mut(peer).standalone = false;
-            self.peer_mut(peer).paused.0 = false;
+            if std::mem::take(&mut self.peer_mut(peer).paused.0) {
+                self.send(peer, Message::Pause { on: false }, None, out);
+            }
             if self.peer(peer).is_even() && full || discard_local {
                 self.drop_link(now, peer, "the operator asked for a resync; both greet again".into(), out);
             }

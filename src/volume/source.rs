@@ -107,7 +107,7 @@ impl Volume {
     fn read_run(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) -> bool {
         let host_active = self.host_active;
         // Half of the log stays free for the host.
-        if self.log.is_crowded() || !self.local_ok || self.transition.holds_requests() {
+        if self.log.is_crowded() || !self.log_has_room() || !self.local_ok || self.transition.holds_requests() {
             return false;
         }
         let run_max = (self.config.limits.segment_len / BLOCK_SIZE).clamp(1, RUN_BLOCKS_MAX);
@@ -118,8 +118,11 @@ impl Volume {
             return false;
         }
         let Some((block, blocks)) = link.bitmap.next_run(outgoing.from_block, run_max) else {
-            // Around once more from the start, in the next step: what others held may be free by then.
-            outgoing.from_block = 0;
+            // Around once more for what others held, when nothing of this round is still on its way: what was sent
+            // stays dirty until it is stable.
+            if outgoing.reading + outgoing.unstable == 0 {
+                outgoing.from_block = 0;
+            }
             return false;
         };
         let start = block * BLOCK_SIZE;
@@ -129,6 +132,7 @@ impl Volume {
             return true;
         }
         outgoing.took(range.len());
+        self.runs_reading += 1;
         let op = self.begin(Op::ResyncRead { peer, connection, range });
         out.push(Effect::DiskRead { op, range });
         true
@@ -143,6 +147,7 @@ impl Volume {
         result: Result<Option<BufId>, DiskError>,
         out: &mut Effects,
     ) {
+        self.runs_reading -= 1;
         let current = self.peer(peer).connection() == Some(connection);
         let running = matches!(self.peer(peer).sync(), Some(Sync::SourceRunning(_))) && current;
         let buf = match result {

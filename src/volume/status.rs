@@ -42,7 +42,7 @@ impl Volume {
             disk: link.disk.filter(|_| link.connection().is_some()).or(seen.map(|view| view.disk)),
             role: link.role.or(seen.map(|view| view.role)),
             out_of_sync_bytes: self.out_of_sync_bytes(peer),
-            base: self.record(peer).base,
+            base: self.view_for(peer).base_for_you,
             why: link.why.clone(),
         }
     }

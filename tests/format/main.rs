@@ -10,3 +10,6 @@ mod meta_values;
 mod nbd_negotiation;
 mod nbd_replies;
 mod nbd_requests;
+mod wire_frames;
+mod wire_hello;
+mod wire_messages;

@@ -205,7 +205,7 @@ impl World {
         let own = if snapshot.disk == DiskState::Failed { 0 } else { bit(node) };
         let peer = &snapshot.peers[0];
         let mirrored = !peer.base.is_some() && peer.replication == "established" && peer.out_of_sync_bytes == 0;
-        let served_by_peer = own == 0;
+        let served_by_peer = own == 0 && peer.replication == "established";
         match self.options.mode {
             Mode::Sync | Mode::SemiSync if mirrored || served_by_peer => own | (BOTH & !bit(node)),
             Mode::Async if served_by_peer => BOTH & !bit(node),

@@ -173,10 +173,11 @@ impl History {
         }
     }
 
-    /// `target` has become equal to `source`.
-    pub(crate) fn joined(&mut self, source: usize, target: usize) {
+    /// `target` has become equal to `source`. Unless `written`, only what is stable counts: in `async` the last primary's
+    /// copy decides after its power loss, and what it had not flushed is gone even where its peer still has it.
+    pub(crate) fn joined(&mut self, source: usize, target: usize, written: bool) {
         for version in &mut self.versions {
-            if version.held & bit(source) != 0 {
+            if written && version.held & bit(source) != 0 {
                 version.held |= bit(target);
             }
             if version.stable & bit(source) != 0 {

@@ -124,9 +124,12 @@ impl World {
             }
             (Command::Promote { peer_is_down: true, .. }, false) => self.operator.excluded[1 - node] = false,
             (Command::Shutdown, true) => {
-                self.stop_in_order(node);
-                let delay = self.rng.between(MS, 2000 * MS);
-                self.restart_after(node, delay);
+                let sessions: Vec<_> = self.nodes[node].running().sessions.keys().copied().collect();
+                for session in sessions {
+                    self.drop_session(node, session);
+                }
+                let life = self.nodes[node].life;
+                self.after(2000, Event::Stop { node, life });
             }
             (Command::Shutdown, false) => self.nodes[node].running().ending = false,
             _ => {}

@@ -88,7 +88,8 @@ fn both_lose_power_at_once() {
 fn a_process_killed_and_restarted_resyncs_its_activity_log_only() {
     let mut s = Story::with(3, Options { data_len: 4 << 20, span: 256, clients: 2, ..Options::calm() });
     let before = s.resynced(B);
-    s.load(500 * MS).w.kill(A);
+    // Cleared bits reach the disk within two seconds.
+    s.wait(3 * SECOND).load(500 * MS).w.kill(A);
     s.start(A).settles_with_somebody();
     let copied = s.resynced(B) - before;
     assert!(copied <= 8 * (64 << 10), "at most the activity log: {copied} bytes");

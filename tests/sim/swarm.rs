@@ -152,7 +152,7 @@ impl Options {
             extent_len: 64 << 10,
             mode,
             limits: Limits {
-                log_entries: rng.pick(&[16, 64, 1024]),
+                log_entries: rng.pick(&[64, 256, 1024]),
                 unstable_bytes: rng.pick(&[128 << 10, 1 << 20]),
                 segment_len: rng.pick(&[4096, 16 << 10, 64 << 10]),
                 hole_len: rng.pick(&[16 << 10, 64 << 10]),

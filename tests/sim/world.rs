@@ -63,6 +63,8 @@ pub(crate) enum Event {
     Unstall { link: usize, from: usize },
     /// The checkers look.
     Check,
+    /// A process that has ended in order is gone.
+    Stop { node: usize, life: u64 },
     /// A trap closes.
     Blow(Blow),
 }
@@ -300,6 +302,7 @@ impl World {
                 self.deliver(link, from);
             }
             Event::Blow(blow) => self.fall(blow),
+            Event::Stop { node, life } if self.lives(node, life) => self.stop_in_order(node),
             Event::Check => {
                 self.check_now();
                 self.after(7 * MS, Event::Check);
