@@ -33,9 +33,9 @@ fn every_property_is_shown_on_both_kinds_of_socket() {
             ("can_fast_zero", true.into()),
             ("can_cache", true.into()),
             ("can_df", true.into()),
-            ("block_minimum", 1.into()),
-            ("block_preferred", 4096.into()),
-            ("block_maximum", (32 * MIB).into()),
+            ("block_size_minimum", 1.into()),
+            ("block_size_preferred", 4096.into()),
+            ("block_size_maximum", (32 * MIB).into()),
             ("export-name", VOLUME.into()),
         ];
         for (key, value) in expected {
@@ -83,14 +83,15 @@ fn holes_and_data_are_told_apart() {
     let data: u64 = image.as_array().expect("a list").iter().filter(|e| e["data"] == true).map(length).sum();
     assert!((MIB..4 * MIB).contains(&data), "about the written MiB is data, not {data}: {image:#}");
     // Zeroed with permission to punch, and trimmed: a hole again, here and there.
+    let before = [&pair.alpha, &pair.beta].map(allocated);
     run("qemu-io", ["-f", "raw", "-c", "write -z -u 8M 512k", "-c", "discard 8704k 512k", "-c", "flush", &uri], SHORT)
         .ok();
     run("qemu-io", ["-f", "raw", "-c", "read -P 0 8M 512k", &uri], SHORT).ok();
     pair.assert_identical();
-    drop(image);
-    for node in [&pair.alpha, &pair.beta] {
-        let blocks = blocks_of(node);
-        assert!(blocks < 2 * MIB, "{}: the hole is mirrored as a hole: {blocks} bytes allocated", node.name);
+    for (node, before) in [&pair.alpha, &pair.beta].into_iter().zip(before) {
+        let freed = before.saturating_sub(allocated(node));
+        // The file system may need a block more for the list of extents.
+        assert!(freed >= MIB - 64 * 1024, "{}: the hole gave back {freed} bytes", node.name);
     }
 }
 
@@ -98,7 +99,7 @@ fn length(extent: &Value) -> u64 {
     extent["length"].as_u64().expect("a number")
 }
 
-fn blocks_of(node: &Node) -> u64 {
+fn allocated(node: &Node) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(&node.device).expect("it is there").blocks() * 512
 }
@@ -209,16 +210,20 @@ fn an_independent_implementation_understands_the_server() {
 fn a_secondary_refuses_at_once_and_names_the_primary() {
     let pair = Pair::up(&Setup::default());
     for uri in [pair.beta.unix_uri(), pair.beta.tcp_uri()] {
-        for (program, args) in
-            [("nbdinfo", vec![uri.as_str()]), ("qemu-img", vec!["info", &uri]), ("nbdcopy", vec![&uri, "null:"])]
-        {
-            let ran = run(program, args, SHORT);
+        // Programs on libnbd show what the server says only when they are asked for everything.
+        let tools = [
+            vec!["env", "LIBNBD_DEBUG=1", "nbdinfo", &uri],
+            vec!["env", "LIBNBD_DEBUG=1", "nbdcopy", &uri, "null:"],
+            vec!["qemu-img", "info", &uri],
+            vec!["qemu-io", "-f", "raw", "-c", "read 0 4k", &uri],
+        ];
+        for tool in tools {
+            let ran = run(tool[0], &tool[1..], SHORT);
             let took = ran.took;
             let said = ran.fails();
-            // nbdcopy tells no more than libnbd's last error does.
-            assert!(said.contains("the primary is node alpha"), "{program} shows why: {said}");
-            assert!(said.contains(&pair.alpha.nbd_tcp), "{program} shows where to go: {said}");
-            assert!(took.as_secs() < 3, "{program} took {took:?} to be refused");
+            assert!(said.contains("the primary is node alpha"), "{tool:?} shows why: {said}");
+            assert!(said.contains(&pair.alpha.nbd_tcp), "{tool:?} shows where to go: {said}");
+            assert!(took.as_secs() < 3, "{tool:?} took {took:?} to be refused");
         }
     }
     let place = format!("nbd+unix:///?socket={}", pair.beta.nbd_unix.display());

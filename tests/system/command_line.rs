@@ -157,7 +157,9 @@ fn events_tell_how_things_are_and_then_every_change() {
     wait_for("the loss of the link and a new one", SHORT, || heard(0).contains("link_up").then_some(()));
     pair.wait_in_sync();
     pair.alpha.cli(&["switchover"]).ok();
-    wait_for("the change of role", SHORT, || (heard(0).contains("\"what\":\"role\"") && heard(1).contains("role")).then_some(()));
+    wait_for("the change of role", SHORT, || {
+        (heard(0).contains("\"what\":\"role\"") && heard(1).contains("role")).then_some(())
+    });
     let (json, text) = (heard(0), heard(1));
     let events: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect();
     let kind = |name: &str| events.iter().position(|event| event["event"] == name);

@@ -26,17 +26,6 @@ struct Entry {
     sent: u64,
     /// Newest version whose write was acknowledged.
     acked: u64,
-    /// Newest version that was acknowledged before an acknowledged flush, or with FUA.
-    stable: u64,
-}
-
-/// Which versions the audit insists on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Floor {
-    /// Every acknowledged write.
-    Acked,
-    /// Every write that was stable by an acknowledged flush or FUA.
-    Stable,
 }
 
 /// The book after the work.
@@ -138,31 +127,26 @@ impl Writer {
             if !self.insist(&mut client, |client| client.write(at, &bytes, flags)) {
                 break;
             }
-            let entry = &mut self.entries[block];
-            entry.acked = version;
-            if flags == FUA {
-                entry.stable = version;
-            }
+            self.entries[block].acked = version;
             self.shared.acked.fetch_add(1, Ordering::Relaxed);
             gap = gap.max(last.elapsed());
             last = Instant::now();
-            if count.is_multiple_of(FLUSH_EVERY) && self.flush(&mut client) {
-                self.entries.iter_mut().for_each(|entry| entry.stable = entry.acked);
+            if count.is_multiple_of(FLUSH_EVERY) {
+                self.flush(&mut client);
             }
         }
         (self.entries, gap)
     }
 
     /// One flush on the present connection. A flush on a new one says nothing of what an old server had in its cache, so
-    /// it is not repeated there; true when it was acknowledged.
-    fn flush(&self, client: &mut Option<Raw>) -> bool {
-        let Some(raw) = client else { return false };
+    /// it is not repeated there.
+    fn flush(&self, client: &mut Option<Raw>) {
+        let Some(raw) = client else { return };
         match raw.flush() {
-            Ok(0) => return true,
+            Ok(0) => {}
             Ok(error) => self.fault(format!("a flush was answered with error {error}")),
             Err(_) => *client = None,
         }
-        false
     }
 
     /// Does `what` until it is acknowledged, on whichever node takes it; false when the work ends before.
@@ -209,19 +193,21 @@ impl Writer {
 }
 
 impl Book {
-    /// Reads every block of the book over NBD and checks it.
+    /// Reads every block of the book over NBD: each sector must hold what was acknowledged last, or what was sent later.
     #[track_caller]
-    pub(crate) fn audit(&self, client: &mut Raw, floor: Floor) {
+    pub(crate) fn audit(&self, client: &mut Raw) {
         assert_eq!(self.errors, Vec::<String>::new(), "a client saw an error");
         assert!(self.acked > 0, "the load did something");
         for (writer, entries) in (0u64..).zip(&self.writers) {
             for (block, entry) in entries.iter().enumerate() {
                 let bytes = client.read(offset(writer, block, entries.len()), BLOCK).expect("the volume can be read");
-                let least = if floor == Floor::Acked { entry.acked } else { entry.stable };
                 for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
                     let version = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
                     let place = format!("writer {writer} block {block} sector {sector}: {entry:?}");
-                    assert!(version >= least, "{place}: version {version} is there, an acknowledged write is lost");
+                    assert!(
+                        version >= entry.acked,
+                        "{place}: version {version} is there, an acknowledged write is lost"
+                    );
                     assert!(version <= entry.sent, "{place}: version {version} was never written");
                     assert_eq!(bytes, sector_bytes(writer, block, sector, version), "{place}: neither old nor new");
                 }

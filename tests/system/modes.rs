@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Floor, Ledger};
+use crate::ledger::Ledger;
 use crate::pair::{MIB, Pair, Setup};
 use crate::tools::{LONG, SHORT};
 
@@ -23,7 +23,7 @@ fn semisync_survives_the_loss_of_the_primary_and_of_the_link() {
     pair.wait_in_sync();
     let book = ledger.stop();
     // What the peer had received it has written by now: its process never died.
-    book.audit(&mut pair.beta.client(), Floor::Acked);
+    book.audit(&mut pair.beta.client());
     pair.assert_identical();
 }
 
@@ -77,6 +77,6 @@ fn async_goes_on_while_the_peer_is_away() {
     pair.alpha.wait("the resync", LONG, |v| v["peers"][0]["connection"] == "connected" && v["resync"].is_null());
     ledger.wait_more(300, SHORT);
     let book = ledger.stop();
-    book.audit(&mut pair.alpha.client(), Floor::Acked);
+    book.audit(&mut pair.alpha.client());
     pair.assert_identical();
 }

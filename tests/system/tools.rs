@@ -60,12 +60,6 @@ pub(crate) fn run<I: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item =
     Running::start(command).finish(limit)
 }
 
-/// Runs a line of shell.
-#[track_caller]
-pub(crate) fn shell(line: &str) -> String {
-    run("sh", ["-ec", line], SHORT).ok()
-}
-
 /// A program that runs beside the test; killed when dropped.
 pub(crate) struct Running {
     what: String,
