@@ -153,8 +153,7 @@ fn clients_that_hang_in_every_stage_hold_nobody_up() {
         }
     }
     ledger.wait_more(200, SHORT);
-    let status = pair.alpha.status();
-    assert_eq!(clients(&status), resting + 8, "those who left are gone, those who hang are counted: {status:#}");
+    pair.alpha.wait("those who left to be gone", SHORT, |v| clients(v) == resting + 8);
     // An honest newcomer is served at once.
     let mut newcomer = Raw::connect(&pair.alpha.nbd_tcp).expect("is served");
     assert_eq!(newcomer.write(PLAYGROUND + 8 * MIB, &[3; 4096], FUA).expect("is answered"), 0);

@@ -96,7 +96,7 @@ impl Running {
                 let (stdout, stderr) = self.stop();
                 panic!("{what} did not end within {limit:?}:\n{stdout}{stderr}");
             }
-            thread::sleep(LOOK_INTERVAL.min(deadline - self.began));
+            thread::sleep(LOOK_INTERVAL);
         }
         let took = self.began.elapsed();
         let code = self.child.wait().expect("it has ended").code();
