@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::node::{Node, VOLUME};
 use crate::pair::{MIB, Pair, Setup};
+use crate::raw_nbd::Raw;
 use crate::tools::{LONG, SHORT, noise, run};
 
 #[track_caller]
@@ -227,9 +228,11 @@ fn a_secondary_refuses_at_once_and_names_the_primary() {
             assert!(took.as_secs() < 3, "{tool:?} took {took:?} to be refused");
         }
     }
-    let place = format!("nbd+unix:///?socket={}", pair.beta.nbd_unix.display());
-    let listed = run("nbdinfo", ["--list", &place], SHORT);
-    assert!((listed.stdout.clone() + &listed.stderr).contains("the primary is node alpha"), "{listed:?}");
+    let mut raw = Raw::greet(&pair.beta.place()).expect("the server greets");
+    raw.option(3, &[]).expect("LIST is taken");
+    let (kind, listed) = raw.option_reply().expect("an answer");
+    assert_eq!(kind, 2, "the export is listed");
+    assert!(String::from_utf8_lossy(&listed).contains("the primary is node alpha"), "and described: {listed:?}");
     // EXPORT_NAME has no way to say why; it is closed, not left hanging.
     let mut socket = std::net::TcpStream::connect(&pair.beta.nbd_tcp).expect("connects");
     socket.set_read_timeout(Some(SHORT)).expect("sockets can do that");
