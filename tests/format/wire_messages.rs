@@ -16,6 +16,9 @@ pub(crate) const TERM: Term = Term(7);
 /// Length of a frame header, written out: the format must not change with a constant.
 pub(crate) const HEADER_LEN: usize = 72;
 
+/// A message and its payload; the body of a message that makes its own is none.
+pub(crate) type Received = (Message, Vec<u8>);
+
 fn greeting() -> Greeting {
     let mut lineage = Lineage::starting_with(GenerationId(0x1111));
     lineage.advance(GenerationId(0x2222));
@@ -36,7 +39,7 @@ fn greeting() -> Greeting {
 }
 
 /// One name for each kind, and the frames that show all its flags.
-pub(crate) fn vectors() -> Vec<(&'static str, Vec<(Message, Vec<u8>)>)> {
+pub(crate) fn vectors() -> Vec<(&'static str, Vec<Received>)> {
     let range = ByteRange::new(0x10_0000, 12);
     let (seq, generation, term) = (Seq(41), GenerationId(0x2222), Term(8));
     let data = b"twelve bytes".to_vec();
@@ -90,7 +93,7 @@ pub(crate) fn vectors() -> Vec<(&'static str, Vec<(Message, Vec<u8>)>)> {
 }
 
 /// The frames of `messages`, one behind the other, as one direction of a new link.
-pub(crate) fn stream(messages: &[(Message, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn stream(messages: &[Received]) -> Vec<u8> {
     let mut writer = FrameWriter::new(CONNECTION);
     let mut bytes = Vec::new();
     for (message, payload) in messages {
@@ -99,9 +102,6 @@ pub(crate) fn stream(messages: &[(Message, Vec<u8>)]) -> Vec<u8> {
     }
     bytes
 }
-
-/// A message and its payload; the body of a message that makes its own is none.
-pub(crate) type Received = (Message, Vec<u8>);
 
 /// Reads whole frames from the start of a new link's direction; what is cut off at the end is left.
 pub(crate) fn receive(mut bytes: &[u8]) -> Result<Vec<Received>, FrameError> {

@@ -107,10 +107,11 @@ impl World {
         let (mut first, mut len) = (small(first), small(len));
         let kind = rng.below(16);
         let fua = rng.chance(1, 12);
-        if rng.coin() && kind > 4 {
-            if let Some(range) = self.clients[client].again.pop() {
-                (first, len) = range;
-            }
+        if rng.coin()
+            && kind > 4
+            && let Some(range) = self.clients[client].again.pop()
+        {
+            (first, len) = range;
         }
         match kind {
             0..=4 => self.request_read(client, first, len),

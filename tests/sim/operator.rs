@@ -158,9 +158,9 @@ impl World {
 
     fn see_to_a_primary(&mut self) {
         let roles = [0, 1].map(|n| self.nodes[n].snapshot(self.now).map(|s| s.role));
-        for node in 0..2 {
+        for (node, role) in roles.iter().enumerate() {
             // Out of reach until it has rejoined, or has nothing to say any more.
-            self.unreachable[node] &= roles[node] == Some(Role::Primary) && self.operator.excluded[node];
+            self.unreachable[node] &= *role == Some(Role::Primary) && self.operator.excluded[node];
         }
         if roles.contains(&Some(Role::Primary)) {
             self.operator.headless_since = None;
@@ -172,7 +172,7 @@ impl World {
             return;
         }
         self.operator.tries += 1;
-        let node = usize::from(self.operator.tries % 2 == 0);
+        let node = usize::from(self.operator.tries.is_multiple_of(2));
         if roles[node].is_none() {
             return;
         }

@@ -45,7 +45,7 @@ pub(crate) fn to_bytes(stamps: &[u64]) -> Vec<u8> {
 
 /// The stamps of whole sectors of bytes.
 pub(crate) fn of_bytes(bytes: &[u8]) -> Vec<u64> {
-    assert!(bytes.len() % SECTOR == 0, "whole sectors only");
+    assert!(bytes.len().is_multiple_of(SECTOR), "whole sectors only");
     bytes.chunks_exact(SECTOR).map(of_sector).collect()
 }
 

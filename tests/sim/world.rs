@@ -292,10 +292,8 @@ impl World {
             }
             Event::OperatorTick => self.operator_tick(),
             Event::Fault(fault) => self.fault(fault),
-            Event::Start { node, life } => {
-                if self.nodes[node].process.is_none() && self.nodes[node].life == life {
-                    self.start(node);
-                }
+            Event::Start { node, life } if self.nodes[node].process.is_none() && self.nodes[node].life == life => {
+                self.start(node);
             }
             Event::Unstall { link, from } => {
                 self.links[link].streams[from].stalled = false;
