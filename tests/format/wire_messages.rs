@@ -311,8 +311,7 @@ fn any_message() -> impl Strategy<Value = Received> {
         (n, any_data(), any::<bool>())
             .prop_map(|(seq, (range, data), resync)| (Message::Write { seq: Seq(seq), range, resync }, data)),
         (n, any::<u8>()).prop_map(|(index, fill)| (Message::BitmapPage { index }, vec![fill; BITMAP_PAGE_LEN])),
-        (n, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..600))
-            .prop_map(|(id, errno, data)| {
+        (n, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..600)).prop_map(|(id, errno, data)| {
             let len = u32::try_from(data.len()).expect("short");
             (Message::ReadDone { id, len, errno }, data)
         }),
