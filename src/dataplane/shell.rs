@@ -84,6 +84,8 @@ pub(super) struct Shell<M> {
     pub(super) memory_frees: u64,
     /// Reads that wait for memory, in the order they came.
     pub(super) read_queue: VecDeque<(OpId, ByteRange)>,
+    /// Reads under way whose zeros need no buffer; a handful, of resync.
+    pub(super) sparse_reads: Vec<(OpId, ByteRange)>,
     /// As `memory_frees`, for reads.
     pub(super) read_frees: u64,
     /// Connections to end, and why.
@@ -134,6 +136,7 @@ impl<M: Machine> Shell<M> {
             memory_queue: VecDeque::new(),
             memory_frees: 0,
             read_queue: VecDeque::new(),
+            sparse_reads: Vec::new(),
             read_frees: 0,
             doomed: Vec::new(),
             links: Vec::new(),

@@ -119,7 +119,7 @@ pub enum Input {
         /// Why, for the log.
         why: String,
     },
-    /// A disk operation ended. A read that succeeded brings its buffer.
+    /// A disk operation ended. A read that succeeded brings its buffer, a sparse read that found only zeros none.
     DiskDone {
         /// Which.
         op: OpId,
@@ -227,6 +227,13 @@ pub enum Command {
 pub enum Effect {
     /// Read the range into a buffer of the shell's choice.
     DiskRead {
+        /// Answered by `DiskDone`.
+        op: OpId,
+        /// Bytes to read.
+        range: ByteRange,
+    },
+    /// As `DiskRead`, but a range that reads as zeros throughout brings no buffer.
+    DiskReadSparse {
         /// Answered by `DiskDone`.
         op: OpId,
         /// Bytes to read.

@@ -134,7 +134,7 @@ impl Volume {
         outgoing.took(range.len());
         self.runs_reading += 1;
         let op = self.begin(Op::ResyncRead { peer, connection, range });
-        out.push(Effect::DiskRead { op, range });
+        out.push(Effect::DiskReadSparse { op, range });
         true
     }
 
@@ -151,7 +151,7 @@ impl Volume {
         let current = self.peer(peer).connection() == Some(connection);
         let running = matches!(self.peer(peer).sync(), Some(Sync::SourceRunning(_))) && current;
         let buf = match result {
-            Ok(buf) if running => buf.expect("a read brings its buffer"),
+            Ok(buf) if running => buf,
             Ok(buf) => {
                 Self::release(buf, out);
                 self.release_range(range);
@@ -180,9 +180,15 @@ impl Volume {
             outgoing.reading -= range.len();
             outgoing.unstable += range.len();
         }
-        let data = BufSlice { buf, offset: 0, len: u32::try_from(range.len()).expect("a segment") };
-        self.send(peer, Message::Write { seq, range, resync: true }, Some(SendBody::Slice(data)), out);
-        out.push(Effect::Release(buf));
+        // Zeros are said, not sent: a thin device stays thin, and a thin link has less to carry.
+        match buf {
+            Some(buf) => {
+                let data = BufSlice { buf, offset: 0, len: u32::try_from(range.len()).expect("a segment") };
+                self.send(peer, Message::Write { seq, range, resync: true }, Some(SendBody::Slice(data)), out);
+                out.push(Effect::Release(buf));
+            }
+            None => self.send(peer, Message::Zero { seq, range, unmap: true, resync: true }, None, out),
+        }
     }
 
     fn finish_source(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {

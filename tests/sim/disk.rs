@@ -55,6 +55,8 @@ pub(crate) enum Health {
 pub(crate) enum DataOp {
     /// Read sectors.
     Read,
+    /// Read sectors; only zeros are nothing.
+    ReadSparse,
     /// Write these stamps.
     Write(Vec<u64>),
     /// Make what is completed stable.
@@ -196,7 +198,11 @@ impl SimDisk {
         }
         let InFlight { first, len, op, mark } = self.ops.remove(&id).expect("it was submitted");
         Some(match op {
-            DataOp::Read if self.fails("read", self.faults.read_eio) => Err(EIO),
+            DataOp::Read | DataOp::ReadSparse if self.fails("read", self.faults.read_eio) => Err(EIO),
+            DataOp::ReadSparse => {
+                let stamps = self.read_now(first, len);
+                Ok(stamps.iter().any(|&stamp| stamp != stamp::ZERO).then_some(stamps))
+            }
             DataOp::Read => Ok(Some(self.read_now(first, len))),
             DataOp::Write(stamps) => {
                 let failed = self.fails("write", self.faults.write_eio);

@@ -64,6 +64,7 @@ impl World {
             trace!(self, Some(node), '>', "{}", brief_effect(&effect));
             match effect {
                 Effect::DiskRead { op, range } => self.submit(node, op, range, DataOp::Read),
+                Effect::DiskReadSparse { op, range } => self.submit(node, op, range, DataOp::ReadSparse),
                 Effect::DiskWrite { op, range, data } => {
                     let bytes = self.nodes[node].running().pool.borrow(data);
                     self.submit(node, op, range, DataOp::Write(stamp::of_bytes(&bytes)));
