@@ -81,7 +81,8 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
     Promote {
         #[command(flatten)]
         target: Target,
-        /// Also when acknowledged writes may be lost: this copy is fresh, outdated, inconsistent or diverged
+        /// Also when acknowledged writes may be lost: this copy is fresh, outdated, inconsistent or diverged. Includes
+        /// --peer-is-down
         #[arg(long)]
         force: bool,
         /// You vouch that the peer, which cannot be seen, is off

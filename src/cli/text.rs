@@ -31,6 +31,11 @@ fn volume(v: &VolumeStatus) -> String {
     if let Some(frozen) = &v.frozen {
         row("FROZEN", format!("{} (for {})", frozen.reason, time(frozen.for_ms / 1000)));
     }
+    for peer in v.peers.iter().filter(|peer| peer.why.starts_with("split brain")) {
+        row("SPLIT BRAIN", format!("this node and {} each hold acknowledged writes that the other lacks", peer.name));
+        row("", "nothing is overwritten; decide which copy to keep, and on the other node".to_owned());
+        row("", "run `repblk resync --discard-local`".to_owned());
+    }
     row("state", format!("{}, {}, {}", v.role, v.disk_state, v.mode));
     row("data", format!("{} on {}, generation {}, term {}", bytes(v.size_bytes), v.device, v.generation, v.term));
     let listen = if v.nbd.listen.is_empty() { "nowhere".to_owned() } else { v.nbd.listen.join(", ") };
@@ -43,6 +48,8 @@ fn volume(v: &VolumeStatus) -> String {
     }
     match v.promotable.yes {
         true => row("promotable", "yes".to_owned()),
+        // That a primary cannot be promoted is no news.
+        false if v.role == "primary" => {}
         false => {
             row("promotable", format!("no, {}: {}", v.promotable.rule.as_deref().unwrap_or("?"), v.promotable.reason))
         }
@@ -51,8 +58,15 @@ fn volume(v: &VolumeStatus) -> String {
 }
 
 fn peer(p: &PeerStatus) -> String {
-    let mut text = format!("{}: {} for {}, ", p.name, p.connection, time(p.connection_ms / 1000));
-    let _ = write!(text, "{}, {} {}", p.replication, p.role, p.disk_state);
+    let mut text = format!("{}: {} for {}", p.name, p.connection, time(p.connection_ms / 1000));
+    let _ = match (p.connection == "connected", p.role.as_str(), p.disk_state.as_str()) {
+        (true, role, disk) => write!(text, ", {}, {role} {disk}", p.replication),
+        (false, "unknown", "unknown") => write!(text, ", state unknown"),
+        // What it said before it was lost. It may be something else by now.
+        (false, role, "unknown") => write!(text, ", last heard as {role}"),
+        (false, "unknown", disk) => write!(text, ", last heard as {disk}"),
+        (false, role, disk) => write!(text, ", last heard as {role} {disk}"),
+    };
     if p.out_of_sync_bytes > 0 {
         let _ = write!(text, ", {} out of sync", bytes(p.out_of_sync_bytes));
     }
@@ -189,10 +203,41 @@ mod tests {
             "volume mes\n",
             "TROUBLE      its thread hangs; what follows is old",
             "FROZEN       the peer is asked (for 0:02)",
-            "beta: connecting for 1:01, off, unknown outdated, 4.0 KiB out of sync (no answer); heartbeat 10.0.1.2:7790 SILENT for 1:01",
+            "beta: connecting for 1:01, last heard as outdated, 4.0 KiB out of sync (no answer); heartbeat 10.0.1.2:7790 SILENT for 1:01",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_peer_that_is_not_connected_is_not_shown_as_if_it_were() {
+        let mut p = PeerStatus {
+            name: "b".into(),
+            connection: "connected".into(),
+            replication: "established".into(),
+            role: "secondary".into(),
+            disk_state: "uptodate".into(),
+            ..PeerStatus::default()
+        };
+        assert_eq!(peer(&p), "b: connected for 0:00, established, secondary uptodate");
+        p.connection = "standalone".into();
+        assert_eq!(peer(&p), "b: standalone for 0:00, last heard as secondary uptodate");
+        p.disk_state = "unknown".into();
+        assert_eq!(peer(&p), "b: standalone for 0:00, last heard as secondary");
+        p.role = "unknown".into();
+        assert_eq!(peer(&p), "b: standalone for 0:00, state unknown");
+    }
+
+    #[test]
+    fn a_split_brain_says_what_to_do() {
+        let peer = PeerStatus { name: "beta".into(), why: "split brain (rule forked)".into(), ..PeerStatus::default() };
+        let split = VolumeStatus { role: "primary".into(), peers: vec![peer], ..VolumeStatus::default() };
+        let text = self::volume(&split);
+        assert!(
+            text.contains("SPLIT BRAIN  this node and beta") && text.contains("repblk resync --discard-local"),
+            "{text}"
+        );
+        assert!(!text.contains("promotable"), "no news on a primary: {text}");
     }
 
     #[test]

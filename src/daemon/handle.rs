@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::arbiter;
 use super::config::{CopySpec, VolumeSpec};
@@ -22,6 +22,8 @@ use crate::volume::io::{Command, Refusal, Report, ResyncView};
 
 /// Longest wait for a volume's thread to say how things are.
 pub(super) const ANSWER_TIME: Duration = Duration::from_millis(1500);
+/// A link that ends sooner was refused by one of the nodes, and will be again until something changes.
+const SHORT_LINK: Duration = Duration::from_secs(1);
 /// Least time between two lines of resync progress in the log.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -66,12 +68,42 @@ pub(super) struct Client {
 struct Book {
     answers: BTreeMap<Ticket, oneshot::Sender<Result<(), Refusal>>>,
     states: BTreeMap<Ticket, oneshot::Sender<()>>,
-    links: BTreeMap<PeerNo, ConnectionId>,
+    links: BTreeMap<PeerNo, (ConnectionId, Instant)>,
+    /// Why the last links ended, if they were short ones, and whether more than one ended so.
+    short_links: BTreeMap<PeerNo, (String, bool)>,
     clients: BTreeMap<SessionId, OwnedSemaphorePermit>,
     last: Option<(State, Instant)>,
     ended: Option<String>,
     resync_runs: bool,
     progress_told: Option<Instant>,
+}
+
+/// How a link ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It had been of use.
+    Long,
+    /// It was refused.
+    Short,
+    /// It was refused as the one before, for the same reason.
+    ShortAgain,
+}
+
+impl Book {
+    /// Takes a link out. Two nodes that refuse each other try on for ever, which shall not fill the log.
+    fn link_ended(&mut self, peer: PeerNo, connection: ConnectionId, why: &str, now: Instant) -> Ending {
+        let began = self.links.get(&peer).filter(|(current, _)| *current == connection).map(|(_, began)| *began);
+        if began.is_some() {
+            self.links.remove(&peer);
+        }
+        if !began.is_some_and(|began| now.duration_since(began) < SHORT_LINK) {
+            self.short_links.remove(&peer);
+            return Ending::Long;
+        }
+        let again = self.short_links.get(&peer).is_some_and(|(before, _)| before == why);
+        self.short_links.insert(peer, (why.to_owned(), again));
+        if again { Ending::ShortAgain } else { Ending::Short }
+    }
 }
 
 impl VolumeHandle {
@@ -199,12 +231,22 @@ impl VolumeHandle {
         socket: OwnedFd,
     ) -> Result<(), String> {
         // Noted first: the news that it is closed again may come at any time after the letter.
-        self.book().links.insert(peer, connection);
+        let again = {
+            let mut book = self.book();
+            book.links.insert(peer, (connection, Instant::now()));
+            book.short_links.get(&peer).is_some_and(|(_, again)| *again)
+        };
+        let name = self.peer_name(peer);
+        if again {
+            debug!(volume = self.name(), peer = name, "link established");
+        } else {
+            info!(volume = self.name(), peer = name, "link established");
+        }
         if let Err(why) = self.post(Letter::AdoptLink { peer, connection, instance, socket }) {
             self.book().links.remove(&peer);
             return Err(why);
         }
-        self.events.tell(self.name(), Happening::LinkUp { peer: self.peer_name(peer).to_owned() });
+        self.events.tell(self.name(), Happening::LinkUp { peer: name.to_owned() });
         self.link_news.notify_waiters();
         Ok(())
     }
@@ -324,13 +366,14 @@ impl VolumeHandle {
     }
 
     fn link_closed(&self, peer: PeerNo, connection: ConnectionId, why: String) {
-        let mut book = self.book();
-        if book.links.get(&peer) == Some(&connection) {
-            book.links.remove(&peer);
-        }
-        drop(book);
         let name = self.peer_name(peer).to_owned();
-        info!(volume = self.name(), peer = name, why, "link closed");
+        match self.book().link_ended(peer, connection, &why, Instant::now()) {
+            Ending::Long => info!(volume = self.name(), peer = name, why, "link closed"),
+            Ending::Short => {
+                info!(volume = self.name(), peer = name, why, "link closed; trying on, and silent if it ends so again");
+            }
+            Ending::ShortAgain => debug!(volume = self.name(), peer = name, why, "link closed"),
+        }
         self.events.tell(self.name(), Happening::LinkDown { peer: name, why });
         self.link_news.notify_waiters();
     }
@@ -360,5 +403,36 @@ impl VolumeHandle {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().expect("nobody panics with the book in hand")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_are_refused_again_and_again_are_told_once() {
+        let (peer, start) = (PeerNo(0), Instant::now());
+        let mut book = Book::default();
+        let mut end = |connection, lived_ms, why| {
+            let connection = ConnectionId(connection);
+            book.links.insert(peer, (connection, start));
+            let ending = book.link_ended(peer, connection, why, start + Duration::from_millis(lived_ms));
+            assert!(book.links.is_empty());
+            ending
+        };
+        assert_eq!(end(1, 5, "split brain"), Ending::Short);
+        assert_eq!(end(2, 5, "split brain"), Ending::ShortAgain);
+        assert_eq!(end(3, 5, "refused by rule unrelated"), Ending::Short, "another reason is news");
+        assert_eq!(end(4, 60_000, "the peer closed the link"), Ending::Long);
+        assert_eq!(end(5, 5, "split brain"), Ending::Short, "news again after a good link");
+    }
+
+    #[test]
+    fn the_end_of_a_replaced_link_does_not_take_the_new_one_out() {
+        let mut book = Book::default();
+        book.links.insert(PeerNo(0), (ConnectionId(2), Instant::now()));
+        assert_eq!(book.link_ended(PeerNo(0), ConnectionId(1), "replaced", Instant::now()), Ending::Long);
+        assert!(book.links.contains_key(&PeerNo(0)));
     }
 }

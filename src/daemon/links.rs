@@ -14,7 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::config::{Config, Node};
 use super::handle::VolumeHandle;
@@ -48,10 +48,7 @@ pub(super) async fn keep_dialling(volume: Arc<VolumeHandle>, me: Node, cluster: 
         }
         if !volume.has_link(slot) && takes_links(&volume, slot).await.is_ok() {
             match dial(&volume, slot, &me, &cluster, &peer).await {
-                Ok(()) => {
-                    log.clear();
-                    info!(volume = volume.name(), peer = peer.name, address = %peer.data, "link established");
-                }
+                Ok(()) => log.clear(),
                 Err(why) => log.tell(&volume.spec.name, &peer.name, &why),
             }
         }
@@ -134,7 +131,6 @@ async fn accept(
     let answer = async |theirs: Hello| find(&theirs, volumes, me, config).await;
     let (mine, theirs, (volume, slot)) = hello_exchange::accept(&mut stream, answer).await?;
     adopt(&volume, slot, &mine, &theirs, stream)?;
-    info!(volume = volume.name(), peer = theirs.node, "link established");
     Ok(())
 }
 

@@ -42,8 +42,12 @@ pub(super) struct Link {
     pub(super) socket: Socket,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
+    /// The peer has ended: the end is still to be read, and no event will say so again.
+    pub(super) ending: bool,
     /// The socket may take bytes.
     pub(super) writable: bool,
+    /// Epoll tells when it does.
+    pub(super) room_watched: bool,
     /// The machine closed it: until when it may send the rest, and why it was closed.
     pub(super) closing: Option<(Moment, String)>,
     /// Frees of the links' area when there was no memory.
@@ -67,7 +71,9 @@ impl Link {
             token,
             socket,
             readable: true,
+            ending: false,
             writable: true,
+            room_watched: false,
             closing: None,
             starved: None,
             ended: false,
@@ -101,7 +107,7 @@ impl Link {
         }
         match self.receiver.receive(&self.socket, pool, false) {
             Ok(Received::Bytes { count, drained }) => {
-                self.readable = !drained;
+                self.readable = !drained || self.ending;
                 Ok(count)
             }
             Ok(Received::Nothing) => {

@@ -69,8 +69,12 @@ pub(super) struct Session {
     pub(super) from: String,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
+    /// The client has ended: the end is still to be read, and no event will say so again.
+    pub(super) ending: bool,
     /// The socket may take bytes.
     pub(super) writable: bool,
+    /// Epoll tells when it does.
+    pub(super) room_watched: bool,
     /// In the queue for memory.
     pub(super) queued_for_memory: bool,
     /// When bytes last moved in either direction.
@@ -109,7 +113,9 @@ impl Session {
             socket,
             from,
             readable: true,
+            ending: false,
             writable: true,
+            room_watched: false,
             queued_for_memory: false,
             moved: now,
             deaf: false,
@@ -175,7 +181,7 @@ impl Session {
         match received {
             Received::Bytes { drained, .. } => {
                 self.moved = now;
-                self.readable = !drained;
+                self.readable = !drained || self.ending;
             }
             Received::Nothing => self.readable = false,
             Received::End | Received::NoMemory => {}
