@@ -175,6 +175,7 @@ pub(crate) fn fio(uri: &str, jobs: u32, part: &str, more: &[&str]) -> Vec<String
         "--fsync=64",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--thread",
         "--randrepeat=1",
     ];
