@@ -44,6 +44,8 @@ pub(super) struct Link {
     pub(super) readable: bool,
     /// The socket may take bytes.
     pub(super) writable: bool,
+    /// Epoll tells when it does.
+    pub(super) room_watched: bool,
     /// The machine closed it: until when it may send the rest, and why it was closed.
     pub(super) closing: Option<(Moment, String)>,
     /// Frees of the links' area when there was no memory.
@@ -68,6 +70,7 @@ impl Link {
             socket,
             readable: true,
             writable: true,
+            room_watched: false,
             closing: None,
             starved: None,
             ended: false,

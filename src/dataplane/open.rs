@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::backend::BackendChoice;
 use super::engine::{Engine, Files};
@@ -234,8 +235,24 @@ fn length(file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
+/// Longest wait for another process to let go of a disk.
+const RELEASE_TIME: Duration = Duration::from_secs(3);
+
 /// Opens `path` for reading and writing and locks it. True when it is a block device.
+///
+/// One that is in use is tried again for [`RELEASE_TIME`]: a daemon that was killed keeps its disk until the kernel has
+/// taken its ring apart, some time after the process is gone. Who restarts it at once must not find the disk taken.
 fn open_locked(path: &Path, direct: bool, create: bool) -> Result<(File, bool), OpenError> {
+    let deadline = Instant::now() + RELEASE_TIME;
+    loop {
+        match try_open_locked(path, direct, create) {
+            Err(OpenError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_open_locked(path: &Path, direct: bool, create: bool) -> Result<(File, bool), OpenError> {
     let owned = || path.to_owned();
     let refused = |source: io::Error| match source.raw_os_error() {
         Some(libc::ENOENT) => OpenError::NotFound { path: owned() },

@@ -71,6 +71,8 @@ pub(super) struct Session {
     pub(super) readable: bool,
     /// The socket may take bytes.
     pub(super) writable: bool,
+    /// Epoll tells when it does.
+    pub(super) room_watched: bool,
     /// In the queue for memory.
     pub(super) queued_for_memory: bool,
     /// When bytes last moved in either direction.
@@ -110,6 +112,7 @@ impl Session {
             from,
             readable: true,
             writable: true,
+            room_watched: false,
             queued_for_memory: false,
             moved: now,
             deaf: false,

@@ -255,6 +255,7 @@ impl<M: Machine> Shell<M> {
     /// Sleeps until something happens. After traffic on the network more is likely soon: then it polls for a moment first,
     /// since waking a sleeping processor costs more than a small write.
     fn wait(&mut self) -> io::Result<()> {
+        self.watch_full_sockets()?;
         let mut ready = std::mem::take(&mut self.ready);
         let timeout = self.timeout();
         let spin = if self.moved && !self.engine.is_busy() { self.spin } else { Duration::ZERO };
@@ -273,6 +274,20 @@ impl<M: Machine> Shell<M> {
             self.note(event);
         }
         self.ready = ready;
+        Ok(())
+    }
+
+    /// Has epoll tell of room in those sockets that were full, and in no others: a Unix socket has news of room whenever its client
+    /// reads a reply, and each would wake the thread for nothing.
+    fn watch_full_sockets(&mut self) -> io::Result<()> {
+        for session in self.sessions.iter_mut().filter(|session| session.writable == session.room_watched) {
+            session.room_watched = !session.writable;
+            self.epoll.watch_room(session.socket.as_fd(), CLIENT | session.id.0, session.room_watched)?;
+        }
+        for link in self.links.iter_mut().filter(|link| link.writable == link.room_watched) {
+            link.room_watched = !link.writable;
+            self.epoll.watch_room(link.socket.as_fd(), link.token, link.room_watched)?;
+        }
         Ok(())
     }
 

@@ -629,6 +629,24 @@ fn a_broken_link_is_told_and_replaced() {
 }
 
 #[test]
+fn a_disk_that_is_let_go_in_time_is_taken() {
+    let file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
+    file.as_file().set_len(4 << 20).expect("sparse");
+    let config = config(&file);
+    let first = Disk::open(&config).expect("opens");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // As the kernel does with the disk of a daemon that was killed: some time after who opens it anew has begun.
+    let letting_go = std::thread::spawn(move || {
+        receiver.recv().expect("told");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(first);
+    });
+    sender.send(()).expect("heard");
+    Disk::open(&config).expect("free in time");
+    letting_go.join().expect("does not panic");
+}
+
+#[test]
 fn a_disk_is_opened_once_and_errors_name_the_path() {
     let file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
     file.as_file().set_len(4 << 20).expect("sparse");

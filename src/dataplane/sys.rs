@@ -70,7 +70,7 @@ pub(super) struct Ready {
     pub(super) writable: bool,
 }
 
-/// An epoll instance. Descriptors are registered edge-triggered, for both directions, once.
+/// An epoll instance. Descriptors are registered edge-triggered, once; for writing only while somebody wants to know.
 #[derive(Debug)]
 pub(super) struct Epoll {
     fd: OwnedFd,
@@ -86,12 +86,22 @@ impl Epoll {
         Ok(Self { fd, events: vec![libc::epoll_event { events: 0, u64: 0 }; 64] })
     }
 
-    /// Reports each change of `fd` under `token`. Closing the descriptor ends it.
+    /// Reports under `token` each time that `fd` has something to read. Closing the descriptor ends it.
     pub(super) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        let flags = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        self.control(libc::EPOLL_CTL_ADD, fd, token, false)
+    }
+
+    /// Reports, or does not report any more, also when `fd` has room for bytes. Room that is there already is reported.
+    pub(super) fn watch_room(&self, fd: BorrowedFd<'_>, token: u64, on: bool) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, token, on)
+    }
+
+    fn control(&self, what: libc::c_int, fd: BorrowedFd<'_>, token: u64, room: bool) -> io::Result<()> {
+        let room = if room { libc::EPOLLOUT } else { 0 };
+        let flags = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET | room;
         let mut event = libc::epoll_event { events: flags.cast_unsigned(), u64: token };
         // SAFETY: both descriptors are open, `event` is valid for the call.
-        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) })?;
+        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), what, fd.as_raw_fd(), &mut event) })?;
         Ok(())
     }
 

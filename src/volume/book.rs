@@ -107,15 +107,10 @@ impl Book {
         self.committing.is_none() && self.version == self.durable
     }
 
-    /// Nothing will be written any more: the disk has failed. What waited waits in vain.
-    pub(crate) fn abandon(&mut self) {
-        self.waiting.clear();
+    /// Nothing is written any more: the disk has failed. Returns what waited, and waits in vain.
+    pub(crate) fn abandon(&mut self) -> Vec<Then> {
         self.durable = self.version;
-    }
-
-    /// Keeps changes in memory only: the disk has failed.
-    pub(crate) fn change_in_memory(&mut self, how: impl FnOnce(&mut Superblock)) {
-        how(&mut self.superblock);
-        self.durable = self.version;
+        self.committing = None;
+        self.waiting.drain(..).map(|(_, then)| then).collect()
     }
 }

@@ -24,8 +24,7 @@ impl Volume {
         self.local_ok = false;
         let old = self.disk();
         // The metadata may be on the failed disk, and a commit may be under way; nothing is written to it any more.
-        self.book.change_in_memory(|superblock| superblock.disk = DiskState::Failed);
-        self.book.abandon();
+        self.book.change(|superblock| superblock.disk = DiskState::Failed);
         Self::changed(
             "disk",
             old,
@@ -60,13 +59,9 @@ impl Volume {
 
     fn abort_transition(&mut self, out: &mut Effects) {
         use super::roles::Transition;
-        let ticket = match std::mem::replace(&mut self.transition, Transition::None) {
-            Transition::Claiming { ticket, .. } | Transition::Promoting { ticket } => ticket,
-            Transition::Draining { ticket, .. }
-            | Transition::Recording { ticket, .. }
-            | Transition::Offering { ticket, .. } => Some(ticket),
-            Transition::None | Transition::Ended => None,
-        };
+        // An end in order still comes to its end; only what would have made this node primary is off.
+        let (Transition::Claiming { ticket, .. } | Transition::Promoting { ticket }) = self.transition else { return };
+        self.transition = Transition::None;
         let refused = super::io::Refusal {
             rule: super::rule::Rule::DiskFailed,
             what: "this node's disk failed meanwhile".into(),
@@ -84,7 +79,10 @@ impl Volume {
                 continue;
             }
             let generation = self.mint();
-            self.book.change_in_memory(|superblock| superblock.lineage.advance(generation));
+            self.book.change(|superblock| superblock.lineage.advance(generation));
+            // From here on a write counts when the peer has it, in every mode.
+            let last = self.log.last();
+            self.peer_mut(peer).share_floor.get_or_insert(last);
             self.detaching = Some((peer, generation));
             self.send(peer, Message::Detached { generation }, None, out);
         }
@@ -95,7 +93,9 @@ impl Volume {
 
     /// The primary lost its disk: what it had is recorded as behind, and this copy as the newest.
     pub(super) fn peer_detached(&mut self, now: Moment, peer: PeerNo, generation: GenerationId, out: &mut Effects) {
-        if !self.peer(peer).is_even() || self.role == Role::Primary || !generation.is_some() {
+        // The primary counts this copy as equal from the moment it says that the resync is finished.
+        let equal = matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetClosing));
+        if !equal || self.role == Role::Primary || !generation.is_some() {
             self.drop_link(now, peer, "protocol error: it lost a disk that did not count".into(), out);
             return;
         }
@@ -151,7 +151,8 @@ impl Volume {
         };
         if self.peer(peer).connection() == Some(connection) {
             let body = buf.map(|buf| SendBody::Slice(BufSlice { buf, offset: 0, len }));
-            self.send(peer, Message::ReadDone { id, errno }, body, out);
+            let len = if buf.is_some() { len } else { 0 };
+            self.send(peer, Message::ReadDone { id, len, errno }, body, out);
         }
         Self::release(buf, out);
     }

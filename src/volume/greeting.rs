@@ -210,6 +210,8 @@ impl Volume {
 
     /// Nothing that an earlier stop may have lost is in doubt any more.
     pub(super) fn resolved(&mut self) {
+        // What was cleared goes to the disk now: a crash would have it copied again.
+        self.bitmaps_flushed = Moment(0);
         if self.continuity != Continuity::Clean {
             self.continuity = Continuity::Clean;
             let boot = self.config.boot;
@@ -246,7 +248,7 @@ impl Volume {
         let side = |who: &str, g: GenerationId, dirty: u64, role: Role| {
             format!(
                 "{who} is {role} at generation {g} with {dirty} blocks ({} MiB) changed since they parted",
-                dirty * 4 / 1024
+                dirty.saturating_mul(4) / 1024
             )
         };
         let ancestor = superblock.lineage.common_ancestor(&theirs.lineage);

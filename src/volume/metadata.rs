@@ -68,6 +68,7 @@ impl Volume {
     /// Starts the commits that are due.
     pub(super) fn pump_metadata(&mut self, now: Moment, out: &mut Effects) {
         if !self.local_ok {
+            self.pump_without_disk(now, out);
             return;
         }
         if self.attached {
@@ -75,6 +76,16 @@ impl Volume {
             self.pump_bitmaps(now, out);
         }
         self.pump_superblock(out);
+    }
+
+    /// Without a disk nothing becomes durable, and an operator's wish must not wait for it: the role is given up, or the
+    /// end comes, as it is. Whatever would promise something to a peer was dropped with the link to it.
+    fn pump_without_disk(&mut self, now: Moment, out: &mut Effects) {
+        for then in self.book.abandon() {
+            if matches!(then, Then::Demoted | Then::ShutDown | Then::Excluded(_)) {
+                self.durable(now, then, out);
+            }
+        }
     }
 
     fn pump_superblock(&mut self, out: &mut Effects) {
@@ -289,7 +300,7 @@ impl Volume {
             Op::PeerRead { peer, connection, id, len } => {
                 self.answer_peer_read((peer, connection), (id, len), result, out)
             }
-            Op::RemoteRead { .. } | Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
+            Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }
         }

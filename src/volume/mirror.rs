@@ -14,8 +14,15 @@ use crate::volume::book::Then;
 use crate::volume::io::{Effect, Report};
 use crate::volume::peer::{Exclusion, Link, Sync};
 use crate::volume::transfer_log::Cursor;
-use crate::volume::{Effects, Op, Volume, place};
+use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
+
+/// A term that is further ahead than this is not believed: no pair is promoted so often while one node is away.
+const TERM_LEAP_MAX: u64 = 1 << 20;
+/// Reads of a peer without a disk that may be held back.
+const PEER_READS_MAX: usize = 4096;
+/// An exclusion that nobody has allowed yet is asked for again this often.
+const EXCLUSION_REPEAT: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Volume {
     /// A message of an established or starting link.
@@ -33,6 +40,11 @@ impl Volume {
             return;
         }
         self.peer_mut(peer).heard = now;
+        if term.0.saturating_sub(self.term().0) > TERM_LEAP_MAX {
+            Self::release(buf, out);
+            self.drop_link(now, peer, format!("protocol error: it speaks at term {term}, far beyond this node's"), out);
+            return;
+        }
         if term > self.term() && matches!(self.peer(peer).link, Link::Up { .. }) {
             self.book.change(|superblock| superblock.term = term);
         }
@@ -63,9 +75,9 @@ impl Volume {
             Message::Detached { generation } => self.peer_detached(now, peer, generation, out),
             Message::DetachedDone { generation } => self.detached_done(peer, generation, out),
             Message::Read { id, range } => self.peer_reads(now, peer, connection, id, range, out),
-            Message::ReadDone { id, errno } => self.peer_has_read(now, peer, id, errno, buf, out),
+            Message::ReadDone { id, len, errno } => self.peer_has_read(now, peer, (id, len, errno), buf, out),
             Message::Claim { term } => self.claimed(peer, term, out),
-            Message::Grant { term } => self.granted(now, term, out),
+            Message::Grant { term } => self.granted(now, peer, term, out),
             Message::Deny { term, rule } => self.denied(now, peer, term, rule, out),
             Message::Offer { term } => self.offered(now, peer, term, out),
             Message::State { role, disk } => self.peer_state(now, peer, role, disk, out),
@@ -79,7 +91,7 @@ impl Volume {
     /// Mirrors writes to the peer from here on.
     pub(super) fn open_stream(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
         let last = self.log.last();
-        let waits = self.config.mode != Mode::Async;
+        let waits = self.config.mode != Mode::Async || !self.local_ok;
         let link = self.peer_mut(peer);
         assert!(link.cursor.is_none(), "a stream is opened once a link");
         link.cursor = Some(Cursor::joining(last));
@@ -106,7 +118,8 @@ impl Volume {
         out: &mut Effects,
     ) {
         let last = self.log.last();
-        let mode = self.config.mode;
+        // Without a disk of its own this node counts on what the peer has on its disk, not in its memory.
+        let counts_received = self.config.mode == Mode::SemiSync && self.local_ok;
         let link = self.peer_mut(peer);
         let Some(cursor) = &mut link.cursor else { return };
         let (old, floor) = (*cursor, link.share_floor);
@@ -119,8 +132,8 @@ impl Volume {
         if (received, written, stable) != (old.received, old.written, old.stable) {
             link.progress = now;
         }
-        let through = if mode == Mode::SemiSync { received } else { written };
-        if let Some(floor) = floor.filter(|_| mode != Mode::Async) {
+        let through = if counts_received { received } else { written };
+        if let Some(floor) = floor {
             link.share_floor = Some(through.max(floor));
             self.give_shares_up(floor, Some(through), out);
         }
@@ -209,9 +222,14 @@ impl Volume {
             // Lost again before it was done: the shares stay until it is.
             return;
         }
-        let in_sync = !self.record(peer).base.is_some() && !self.transition.has_ended();
+        if self.transition.has_ended() {
+            // Whoever still waits is not answered: this node says nothing more that the peer may not know.
+            self.peer_mut(peer).share_floor = None;
+            return;
+        }
+        let in_sync = !self.record(peer).base.is_some();
         if self.role == Role::Primary && in_sync && self.local_ok && !self.book.get().lineage.is_fresh() {
-            self.exclude(peer, out);
+            self.exclude(now, peer, out);
         } else if let Some(floor) = self.peer_mut(peer).share_floor.take() {
             self.give_shares_up(floor, None, out);
         }
@@ -226,7 +244,7 @@ impl Volume {
             if entry.resync == Some(peer) && seq > cursor.written {
                 self.release_range(entry.range);
             }
-            if let Some(segment) = entry.segment.filter(|_| seq > cursor.received) {
+            if let Some(segment) = entry.segment.filter(|_| seq > cursor.written) {
                 self.copy_lost(segment);
             }
         }
@@ -234,13 +252,12 @@ impl Volume {
     }
 
     /// Starts to go on without a peer that could be promoted with what it has.
-    pub(super) fn exclude(&mut self, peer: PeerNo, out: &mut Effects) {
-        let last = self.log.last();
+    pub(super) fn exclude(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
+        let (last, term) = (self.log.last(), self.term());
         let link = self.peer_mut(peer);
         link.share_floor = Some(link.share_floor.unwrap_or(last));
-        link.exclusion = Some(Exclusion { durable: false, allowed: false });
+        link.exclusion = Some(Exclusion { durable: false, allowed: false, term, asked: now });
         self.leave_behind(Some(Then::Excluded(peer)), "a peer that was in sync is gone", out);
-        let term = self.term();
         out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
     }
 
@@ -280,11 +297,9 @@ impl Volume {
 
     /// Whoever decides has agreed that the peer cannot be promoted by itself any more.
     pub(super) fn exclusion_allowed(&mut self, peer: PeerNo, term: Term, out: &mut Effects) {
-        if term != self.term() {
-            return;
-        }
-        if let Some(exclusion) = &mut self.peer_mut(peer).exclusion {
-            exclusion.allowed = true;
+        match &mut self.peer_mut(peer).exclusion {
+            Some(exclusion) if exclusion.term == term => exclusion.allowed = true,
+            _ => return,
         }
         self.finish_exclusion(peer, out);
     }
@@ -310,6 +325,14 @@ impl Volume {
     /// Drops peers that are silent or make no progress; pings those that are idle.
     pub(super) fn check_peers(&mut self, now: Moment, out: &mut Effects) {
         for peer in self.peer_numbers() {
+            if let Some(exclusion) = &mut self.peer_mut(peer).exclusion
+                && !exclusion.allowed
+                && now.since(exclusion.asked) >= EXCLUSION_REPEAT
+            {
+                exclusion.asked = now;
+                let term = exclusion.term;
+                out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
+            }
             if self.peer(peer).connection().is_none() {
                 continue;
             }
@@ -342,7 +365,11 @@ impl Volume {
     }
 
     pub(super) fn peer_deadline(&self, peer: &super::Peer) -> Option<Moment> {
-        peer.connection()?;
+        let ask = peer.exclusion.filter(|exclusion| !exclusion.allowed);
+        let ask = ask.map(|exclusion| exclusion.asked.after(EXCLUSION_REPEAT));
+        if peer.connection().is_none() {
+            return ask;
+        }
         let silent = peer.heard.after(self.config.peer_timeout);
         let ping = peer.pinged.after(self.config.ping_interval);
         let stalled = match peer.cursor {
@@ -353,7 +380,7 @@ impl Volume {
         };
         // One nanosecond later, since "longer than" is asked.
         let later = |moment: Moment| Moment(moment.0.saturating_add(1));
-        Some([Some(later(silent)), Some(ping), stalled.map(later)].into_iter().flatten().min().unwrap_or(ping))
+        Some([Some(later(silent)), Some(ping), stalled.map(later), ask].into_iter().flatten().min().unwrap_or(ping))
     }
 
     fn peer_reads(
@@ -368,35 +395,58 @@ impl Volume {
         if range.end() > self.data_len {
             self.drop_link(now, peer, "protocol error: it reads past the end".into(), out);
         } else if self.local_ok {
-            let len = u32::try_from(range.len()).expect("the format bounds a read");
-            let op = self.begin(Op::PeerRead { peer, connection, id, len });
-            out.push(Effect::DiskRead { op, range });
+            if self.peer_reads.len() >= PEER_READS_MAX {
+                self.drop_link(now, peer, "protocol error: it asks for more reads than a node has".into(), out);
+                return;
+            }
+            self.peer_reads.push_back((peer, connection, id, range));
         } else {
-            self.send(peer, Message::ReadDone { id, errno: 5 }, None, out);
+            self.send(peer, Message::ReadDone { id, len: 0, errno: 5 }, None, out);
         }
     }
 
-    fn peer_has_read(&mut self, now: Moment, peer: PeerNo, id: u64, errno: u32, buf: Option<BufId>, out: &mut Effects) {
-        let known = u32::try_from(id).ok().and_then(|at| self.ops.find(at)).copied();
-        let Some(Op::RemoteRead { request, piece, peer: asked }) = known else {
-            Self::release(buf, out);
-            self.drop_link(now, peer, "protocol error: it answers a read that was not asked".into(), out);
-            return;
-        };
-        if asked != peer {
-            Self::release(buf, out);
-            self.drop_link(now, peer, "protocol error: it answers another peer's read".into(), out);
-            return;
-        }
-        self.ops.remove(place(crate::units::OpId(id)));
-        let result = match (errno, buf) {
-            (0, Some(buf)) => Ok(buf),
-            (_, buf) => {
-                Self::release(buf, out);
-                Err(())
+    /// Starts the reads of a peer that no write of its stream is still to come before.
+    pub(super) fn pump_peer_reads(&mut self, out: &mut Effects) {
+        for _ in 0..self.peer_reads.len() {
+            let read = self.peer_reads.pop_front().expect("counted");
+            let (peer, connection, id, range) = read;
+            if self.peer(peer).connection() != Some(connection) || !self.local_ok {
+                continue;
             }
-        };
-        self.remote_read_done(request, piece, result, out);
+            if self.stream_will_change(range) {
+                self.peer_reads.push_back(read);
+                continue;
+            }
+            let len = u32::try_from(range.len()).expect("the format bounds a read");
+            let op = self.begin(Op::PeerRead { peer, connection, id, len });
+            out.push(Effect::DiskRead { op, range });
+        }
+    }
+
+    fn peer_has_read(
+        &mut self,
+        now: Moment,
+        peer: PeerNo,
+        (id, len, errno): (u64, u32, u32),
+        buf: Option<BufId>,
+        out: &mut Effects,
+    ) {
+        let at = self.remote_reads.iter().position(|read| read.id == id && read.peer == peer);
+        let read = at.map(|at| self.remote_reads.swap_remove(at));
+        match read {
+            Some(read) if errno != 0 || (len == read.len && buf.is_some()) => {
+                let result = if errno == 0 { buf.ok_or(()) } else { Err(()) };
+                if errno != 0 {
+                    Self::release(buf, out);
+                }
+                self.remote_read_done(read.request, read.piece, result, out);
+            }
+            read => {
+                Self::release(buf, out);
+                self.remote_reads.extend(read);
+                self.drop_link(now, peer, "protocol error: its answer fits no read".into(), out);
+            }
+        }
     }
 
     /// The peer's role or disk changed.

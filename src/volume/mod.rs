@@ -123,32 +123,11 @@ pub struct VolumeConfig {
 enum Op {
     SegmentWrite(SegmentId),
     HostRead(RequestId),
-    /// A piece of a read asked of a peer; its id on the wire is the op's.
-    RemoteRead {
-        request: RequestId,
-        piece: u32,
-        peer: PeerNo,
-    },
-    LocalFlush {
-        covers: Seq,
-    },
-    ResyncRead {
-        peer: PeerNo,
-        connection: ConnectionId,
-        range: ByteRange,
-    },
-    StreamWrite {
-        seq: Seq,
-    },
-    StreamFlush {
-        covers: Seq,
-    },
-    PeerRead {
-        peer: PeerNo,
-        connection: ConnectionId,
-        id: u64,
-        len: u32,
-    },
+    LocalFlush { covers: Seq },
+    ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
+    StreamWrite { seq: Seq },
+    StreamFlush { covers: Seq },
+    PeerRead { peer: PeerNo, connection: ConnectionId, id: u64, len: u32 },
     Superblock,
     LogCommit,
     BitmapCommit,
@@ -211,6 +190,11 @@ pub struct Volume {
     stream: Option<Stream>,
     transition: Transition,
     ops: Slab<Op>,
+    /// Reads asked of a peer.
+    remote_reads: Vec<primary::RemoteRead>,
+    next_remote_read: u64,
+    /// Reads that a peer without a disk asked for and that wait for its own writes.
+    peer_reads: VecDeque<(PeerNo, ConnectionId, u64, ByteRange)>,
     frozen_since: Option<Moment>,
     resync_reported: Moment,
     /// Dirty runs that are being read; each will want a place in the log.
@@ -295,6 +279,9 @@ impl Volume {
             stream: None,
             transition: Transition::None,
             ops: Slab::default(),
+            remote_reads: Vec::new(),
+            next_remote_read: 0,
+            peer_reads: VecDeque::new(),
             frozen_since: None,
             resync_reported: Moment(0),
             runs_reading: 0,
@@ -381,6 +368,7 @@ impl Volume {
         self.pump_greetings(now, out);
         self.pump_sources(now, out);
         self.pump_stream(out);
+        self.pump_peer_reads(out);
         self.pump_transition(now, out);
         self.pump_metadata(now, out);
         self.watch_frozen(now);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::condition::{DiskState, Role};
 use crate::meta::Bitmap;
-use crate::units::{ConnectionId, DiskInstance, Moment, PeerNo, Seq};
+use crate::units::{ConnectionId, DiskInstance, Moment, PeerNo, Seq, Term};
 use crate::volume::io::PeerView;
 use crate::volume::reconcile::{SyncRule, Verdict};
 use crate::volume::resync::{Incoming, Outgoing};
@@ -91,6 +91,10 @@ pub(crate) struct Exclusion {
     pub(crate) durable: bool,
     /// The arbiter, or whoever decides, has agreed.
     pub(crate) allowed: bool,
+    /// The term under which it was asked.
+    pub(crate) term: Term,
+    /// When it was asked last.
+    pub(crate) asked: Moment,
 }
 
 /// A peer.

@@ -18,6 +18,18 @@ use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
 use crate::wire::frame::BODY_LEN_MAX;
 
+/// A piece of a read that a peer was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RemoteRead {
+    /// Its name on the wire, never used again.
+    pub(super) id: u64,
+    pub(super) request: RequestId,
+    pub(super) piece: u32,
+    pub(super) peer: PeerNo,
+    /// Bytes asked for.
+    pub(super) len: u32,
+}
+
 /// Why a segment cannot start now.
 enum Admission {
     Launched,
@@ -243,7 +255,7 @@ impl Volume {
         self.log.get_mut(seq).expect("a segment keeps its entry").local_written = true;
         self.local.written = self.log.local_written_through(self.local.written);
         self.local.received = self.local.written;
-        if result.is_err() && self.detaching.is_some() {
+        if self.detaching.is_some() {
             self.detach_waiting.push(id);
         } else {
             self.share_done(id, out);
@@ -345,8 +357,11 @@ impl Volume {
         let mut piece = 0;
         while !rest.is_empty() {
             let (range, tail) = rest.split_at(BODY_LEN_MAX as u64);
-            let op = self.begin(Op::RemoteRead { request: id, piece, peer });
-            self.send(peer, Message::Read { id: op.0, range }, None, out);
+            self.next_remote_read += 1;
+            let len = narrow(range.len());
+            let read = RemoteRead { id: self.next_remote_read, request: id, piece, peer, len };
+            self.send(peer, Message::Read { id: read.id, range }, None, out);
+            self.remote_reads.push(read);
             rest = tail;
             piece += 1;
         }
@@ -378,17 +393,11 @@ impl Volume {
 
     /// The reads asked of a lost peer end here.
     pub(super) fn fail_remote_reads(&mut self, lost: PeerNo, out: &mut Effects) {
-        let reads: Vec<(u32, RequestId, u32)> = self
-            .ops
-            .iter()
-            .filter_map(|(at, op)| match *op {
-                Op::RemoteRead { request, piece, peer } if peer == lost => Some((at, request, piece)),
-                _ => None,
-            })
-            .collect();
-        for (at, request, piece) in reads {
-            self.ops.remove(at);
-            self.remote_read_done(request, piece, Err(()), out);
+        let all = std::mem::take(&mut self.remote_reads).into_iter();
+        let (failed, kept): (Vec<_>, Vec<_>) = all.partition(|read| read.peer == lost);
+        self.remote_reads = kept;
+        for read in failed {
+            self.remote_read_done(read.request, read.piece, Err(()), out);
         }
     }
 
@@ -411,6 +420,8 @@ impl Volume {
         out: &mut Effects,
     ) {
         let request = self.requests.remove(id);
+        // Something was answered: whatever else waits, the volume is not frozen.
+        self.frozen_since = None;
         Self::release(request.payload(), out);
         if request.orphan {
             Self::release(buf, out);

@@ -48,11 +48,6 @@ impl<T> Slab<T> {
         self.places[at as usize].as_mut().expect("the place is taken")
     }
 
-    /// What is kept at `at`, if anything: for names that came from outside.
-    pub(crate) fn find(&self, at: u32) -> Option<&T> {
-        self.places.get(at as usize)?.as_ref()
-    }
-
     /// Gives back what is kept at `at`.
     ///
     /// # Panics
@@ -171,7 +166,7 @@ mod tests {
         let (a, b) = (slab.insert("a"), slab.insert("b"));
         assert_eq!(slab.remove(a), "a");
         assert_eq!(slab.insert("c"), a);
-        assert_eq!((*slab.get(b), slab.len(), slab.find(99)), ("b", 2, None));
+        assert_eq!((*slab.get(b), slab.len()), ("b", 2));
         assert_eq!(slab.iter().map(|(_, v)| *v).collect::<Vec<_>>(), ["c", "b"]);
     }
 }

@@ -85,9 +85,9 @@ impl Transition {
         )
     }
 
-    /// True when every request is done and no other will come.
+    /// True when the role is as good as given up: nothing is acknowledged any more.
     pub(super) fn has_ended(self) -> bool {
-        matches!(self, Self::Ended | Self::Recording { goal: Goal::Shutdown, .. })
+        matches!(self, Self::Ended | Self::Recording { .. })
     }
 
     /// True while requests of clients wait.
@@ -364,9 +364,11 @@ impl Volume {
         });
     }
 
-    pub(super) fn granted(&mut self, now: Moment, granted: Term, out: &mut Effects) {
+    pub(super) fn granted(&mut self, now: Moment, from: PeerNo, granted: Term, out: &mut Effects) {
         match self.transition {
-            Transition::Claiming { ticket, term, .. } if term == granted => self.take_role(now, ticket, term, out),
+            Transition::Claiming { ticket, term, peer, .. } if (term, peer) == (granted, from) => {
+                self.take_role(now, ticket, term, out)
+            }
             _ => {}
         }
     }
@@ -492,7 +494,9 @@ impl Volume {
         match self.transition {
             Transition::Draining { ticket, goal, .. } => {
                 let open = self.requests.len() - self.held.len();
+                let settled = self.peers.iter().all(|peer| peer.exclusion.is_none()) && self.detaching.is_none();
                 let still = open == 0
+                    && settled
                     && self.log.len() == 0
                     && self.local_is_flushed()
                     && self.stream_is_stable()

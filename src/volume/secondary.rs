@@ -93,6 +93,14 @@ impl Volume {
         self.stream = Some(Stream::new(peer, term, after));
     }
 
+    /// True while a write of the stream to this range is still to be applied.
+    pub(super) fn stream_will_change(&self, range: ByteRange) -> bool {
+        let written = |item: &Item| item.stage == Applied::Written;
+        self.stream
+            .as_ref()
+            .is_some_and(|stream| stream.items.iter().any(|item| !written(item) && item.range.overlaps(range)))
+    }
+
     pub(super) fn stream_lost(&mut self, peer: PeerNo) {
         if let Some(stream) = self.stream.as_mut().filter(|stream| stream.peer == peer) {
             stream.live = false;

@@ -118,6 +118,8 @@ impl Volume {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.ops.len() == 0
+            && self.remote_reads.is_empty()
+            && self.peer_reads.is_empty()
             && self.requests.len() == 0
             && self.segments.len() == 0
             && self.log.len() == 0

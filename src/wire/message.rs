@@ -159,6 +159,8 @@ pub enum Message {
     ReadDone {
         /// Number of the question.
         id: u64,
+        /// Length of the body; 0 on error.
+        len: u32,
         /// 0, or the operating system's error number.
         errno: u32,
     },
@@ -307,7 +309,7 @@ impl Message {
             Self::Detached { generation } => of(DETACHED, 0, [generation.0, 0, 0]),
             Self::DetachedDone { generation } => of(DETACHED_DONE, 0, [generation.0, 0, 0]),
             Self::Read { id, range } => of(READ, 0, [id, range.start(), range.len()]),
-            Self::ReadDone { id, errno } => of(READ_DONE, 0, [id, errno.into(), 0]),
+            Self::ReadDone { id, len, errno } => of(READ_DONE, 0, [id, errno.into(), len.into()]),
             Self::Claim { term } => of(CLAIM, 0, [term.0, 0, 0]),
             Self::Grant { term } => of(GRANT, 0, [term.0, 0, 0]),
             Self::Deny { term, rule } => of(DENY, 0, [term.0, rule.into(), 0]),
@@ -327,6 +329,18 @@ impl Message {
     /// [`FrameError::Malformed`] when fields make no sense together. Whether a range lies on the device is for the
     /// machine to judge: it alone knows the size.
     pub(crate) fn decode(kind: u16, flags: u16, args: [u64; 3], body: &[u8]) -> Result<Self, FrameError> {
+        let message = Self::decode_fields(kind, flags, args, body)?;
+        // One message has one form: what it does not use must be zero, so that a later version can use it.
+        if message.parts() != (Parts { kind, flags, args }) {
+            return Err(FrameError::Malformed {
+                kind,
+                why: "a field does not fit the others, or is not zero though unused",
+            });
+        }
+        Ok(message)
+    }
+
+    fn decode_fields(kind: u16, flags: u16, args: [u64; 3], body: &[u8]) -> Result<Self, FrameError> {
         let bad = |why| FrameError::Malformed { kind, why };
         let range = |len_max: u64| {
             let range = ByteRange::checked(args[1], args[2]).ok_or(bad("the range overflows"))?;
@@ -382,7 +396,10 @@ impl Message {
             DETACHED => Self::Detached { generation: GenerationId(args[0]) },
             DETACHED_DONE => Self::DetachedDone { generation: GenerationId(args[0]) },
             READ => Self::Read { id: args[0], range: range(segment)? },
-            READ_DONE => Self::ReadDone { id: args[0], errno: errno(args[1])? },
+            READ_DONE => {
+                let len = u32::try_from(body.len()).expect("the frame bounds the body");
+                Self::ReadDone { id: args[0], len, errno: errno(args[1])? }
+            }
             CLAIM => Self::Claim { term: Term(args[0]) },
             GRANT => Self::Grant { term: Term(args[0]) },
             DENY => Self::Deny { term: Term(args[0]), rule: small(args[1])? },

@@ -70,7 +70,10 @@ pub(crate) fn vectors() -> Vec<(&'static str, Vec<Received>)> {
         ("read", plain(Message::Read { id: 9, range })),
         (
             "read_done",
-            vec![(Message::ReadDone { id: 9, errno: 0 }, data), (Message::ReadDone { id: 9, errno: 5 }, Vec::new())],
+            vec![
+                (Message::ReadDone { id: 9, len: u32::try_from(data.len()).expect("short"), errno: 0 }, data),
+                (Message::ReadDone { id: 9, len: 0, errno: 5 }, Vec::new()),
+            ],
         ),
         ("claim", plain(Message::Claim { term })),
         ("grant", plain(Message::Grant { term })),
@@ -239,7 +242,10 @@ fn numbers_that_make_no_sense_are_refused() {
     assert_eq!(refused(&Message::Verdict(Verdict { rule: 1, part: 1 }), |args| args[1] = 1 << 16, &[]), large);
     assert_eq!(refused(&Message::Deny { term: TERM, rule: 1 }, |args| args[1] = 1 << 16, &[]), large);
     assert_eq!(refused(&Message::DiskFailed { errno: 5 }, |args| args[0] = 1 << 32, &[]), large);
-    assert_eq!(refused(&Message::ReadDone { id: 1, errno: 5 }, |args| args[1] = 1 << 32, &[]), large);
+    assert_eq!(refused(&Message::ReadDone { id: 1, len: 0, errno: 5 }, |args| args[1] = 1 << 32, &[]), large);
+    let unused = "a field does not fit the others, or is not zero though unused";
+    assert_eq!(refused(&Message::ReadDone { id: 1, len: 0, errno: 5 }, |args| args[2] = 1, &[]), unused);
+    assert_eq!(refused(&Message::Ping, |args| args[0] = 1, &[]), unused);
     let page = Message::BitmapPage { index: 0 };
     assert_eq!(refused(&page, |_| (), &[0; BITMAP_PAGE_LEN - 1]), "a bitmap page is 4096 bytes");
     assert_eq!(refused(&page, |_| (), &[]), "a bitmap page is 4096 bytes");
@@ -305,8 +311,10 @@ fn any_message() -> impl Strategy<Value = Received> {
         (n, any_data(), any::<bool>())
             .prop_map(|(seq, (range, data), resync)| (Message::Write { seq: Seq(seq), range, resync }, data)),
         (n, any::<u8>()).prop_map(|(index, fill)| (Message::BitmapPage { index }, vec![fill; BITMAP_PAGE_LEN])),
-        (n, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..600))
-            .prop_map(|(id, errno, data)| (Message::ReadDone { id, errno }, data)),
+        (n, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..600)).prop_map(|(id, errno, data)| {
+            let len = u32::try_from(data.len()).expect("short");
+            (Message::ReadDone { id, len, errno }, data)
+        }),
     ];
     let of_stream = prop_oneof![
         hole().prop_map(move |(seq, range, unmap, resync)| plain(Message::Zero {

@@ -2,6 +2,7 @@
 
 use repblk::condition::{DiskState, Mode, Role};
 use repblk::units::{BLOCK_SIZE, Term};
+use repblk::volume::io::Snapshot;
 
 use crate::client::Orphan;
 use crate::node::{PEER, letter};
@@ -117,6 +118,11 @@ impl World {
         if sa.disk == DiskState::Failed || sb.disk == DiskState::Failed {
             return None;
         }
+        // Neither is at the generation at which the other left it behind: when they meet, every block counts.
+        let meets = |mine: &Snapshot, theirs: &Snapshot| mine.peers[0].base == theirs.generation;
+        if sa.generation != sb.generation && !meets(&sa, &sb) && !meets(&sb, &sa) {
+            return None;
+        }
         let (da, db) = (a.disk.data.view(), b.disk.data.view());
         let mut busy: Option<Vec<usize>> = None;
         for (block, (x, y)) in da.chunks(BLOCK_SECTORS).zip(db.chunks(BLOCK_SECTORS)).enumerate() {
@@ -198,7 +204,7 @@ impl World {
     pub(crate) fn settled(&self) -> bool {
         let [a, b] = [0, 1].map(|n: usize| self.nodes[n].snapshot(self.now));
         let (Some(a), Some(b)) = (a, b) else { return false };
-        let fine = |s: &repblk::volume::io::Snapshot| {
+        let fine = |s: &Snapshot| {
             let peer = &s.peers[0];
             s.disk == DiskState::UpToDate && peer.replication == "established" && peer.out_of_sync_bytes == 0
         };

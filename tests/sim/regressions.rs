@@ -7,6 +7,7 @@ const SEEDS: &[(u64, &str)] = &[
     (23, "an orderly end was recorded before its flush had ended"),
     (26, "a segment that ended as it was launched took its successor with it"),
     (57, "a write that waited for the activity log of a failing disk kept its extent"),
+    (166, "a primary without a disk read around what its peer had received and not yet written"),
     (100, "a write that only a failed disk held was acknowledged"),
 ];
 

@@ -1,0 +1,24 @@
+//! Real daemons, real clients, real sockets and files: what the simulator cannot see.
+//!
+//! Every test starts its own pair of `repblk` processes on addresses of the loopback network that no other test uses,
+//! and drives it with programs that know nothing of repblk: nbdinfo, nbdcopy, qemu-img, qemu-io, fio, nbd-client, and the
+//! `nbd` crate. A program that is missing fails the test. Nothing waits for a time and hopes: what is awaited is
+//! polled, with a deadline and a sentence. Every test that ends with two copies compares them byte by byte.
+//!
+//! When a test fails, the end of each daemon's log is printed.
+
+mod bad_start;
+mod clients;
+mod command_line;
+mod disk_errors;
+mod failover;
+mod formatting;
+mod hostile;
+mod ledger;
+mod links;
+mod modes;
+mod node;
+mod pair;
+mod proxy;
+mod raw_nbd;
+mod tools;
