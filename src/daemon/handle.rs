@@ -96,7 +96,7 @@ impl Book {
         if began.is_some() {
             self.links.remove(&peer);
         }
-        if !began.is_some_and(|began| now.duration_since(began) < SHORT_LINK) {
+        if began.is_none_or(|began| now.duration_since(began) >= SHORT_LINK) {
             self.short_links.remove(&peer);
             return Ending::Long;
         }
