@@ -42,6 +42,8 @@ pub(super) struct Link {
     pub(super) socket: Socket,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
+    /// The peer has ended: the end is still to be read, and no event will say so again.
+    pub(super) ending: bool,
     /// The socket may take bytes.
     pub(super) writable: bool,
     /// Epoll tells when it does.
@@ -69,6 +71,7 @@ impl Link {
             token,
             socket,
             readable: true,
+            ending: false,
             writable: true,
             room_watched: false,
             closing: None,
@@ -104,7 +107,7 @@ impl Link {
         }
         match self.receiver.receive(&self.socket, pool, false) {
             Ok(Received::Bytes { count, drained }) => {
-                self.readable = !drained;
+                self.readable = !drained || self.ending;
                 Ok(count)
             }
             Ok(Received::Nothing) => {

@@ -69,6 +69,8 @@ pub(super) struct Session {
     pub(super) from: String,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
+    /// The client has ended: the end is still to be read, and no event will say so again.
+    pub(super) ending: bool,
     /// The socket may take bytes.
     pub(super) writable: bool,
     /// Epoll tells when it does.
@@ -111,6 +113,7 @@ impl Session {
             socket,
             from,
             readable: true,
+            ending: false,
             writable: true,
             room_watched: false,
             queued_for_memory: false,
@@ -178,7 +181,7 @@ impl Session {
         match received {
             Received::Bytes { drained, .. } => {
                 self.moved = now;
-                self.readable = !drained;
+                self.readable = !drained || self.ending;
             }
             Received::Nothing => self.readable = false,
             Received::End | Received::NoMemory => {}

@@ -298,12 +298,14 @@ impl<M: Machine> Shell<M> {
             token if token & LINK != 0 => {
                 if let Some(link) = self.links.iter_mut().find(|link| link.token == token) {
                     link.readable |= event.readable;
+                    link.ending |= event.ending;
                     link.writable |= event.writable;
                 }
             }
             token => {
                 if let Some(i) = self.session_at(SessionId(token & !CLIENT)) {
                     self.sessions[i].readable |= event.readable;
+                    self.sessions[i].ending |= event.ending;
                     self.sessions[i].writable |= event.writable;
                 }
             }

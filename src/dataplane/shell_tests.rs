@@ -586,6 +586,28 @@ fn writes_are_mirrored_over_a_link() {
     }
 }
 
+/// Last words and the end may come in one event, of which there is no second: the end is not missed. Seen as a link that stayed
+/// open for a second after its peer had left.
+#[test]
+fn an_end_right_behind_the_last_words_is_heard() {
+    let mut node = Node::new(PoolSizes::default());
+    for connection in 1..=20 {
+        let (near, mut far) = tcp_pair();
+        link(&node, connection, near);
+        state(&mut node);
+        let (mut writer, mut bytes) = (FrameWriter::new(ConnectionId(connection)), Vec::new());
+        writer.encode(Term(1), &Message::Pong, &[], &mut bytes);
+        far.write_all(&bytes).expect("sent");
+        far.shutdown(std::net::Shutdown::Write).expect("ended");
+        let heard = node.hear(|news| match news {
+            News::LinkClosed { connection, .. } => Some(connection),
+            _ => None,
+        });
+        assert_eq!(heard, ConnectionId(connection));
+    }
+    node.stop();
+}
+
 /// A broken frame and an end of the stream both end the link, with a reason; a new link takes over.
 #[test]
 fn a_broken_link_is_told_and_replaced() {

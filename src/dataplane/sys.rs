@@ -66,6 +66,8 @@ pub(super) struct Ready {
     pub(super) token: u64,
     /// Bytes, an end or an error can be read.
     pub(super) readable: bool,
+    /// The other side has ended: a short receive does not mean that nothing more is to come, the end is.
+    pub(super) ending: bool,
     /// Bytes or an error can be written.
     pub(super) writable: bool,
 }
@@ -129,6 +131,7 @@ impl Epoll {
             let broken = has(events, libc::EPOLLERR | libc::EPOLLHUP);
             Ready {
                 token,
+                ending: broken || has(events, libc::EPOLLRDHUP),
                 readable: broken || has(events, libc::EPOLLIN | libc::EPOLLRDHUP),
                 writable: broken || has(events, libc::EPOLLOUT),
             }
