@@ -660,7 +660,7 @@ fn a_disk_that_is_let_go_in_time_is_taken() {
     // As the kernel does with the disk of a daemon that was killed: some time after who opens it anew has begun.
     let letting_go = std::thread::spawn(move || {
         receiver.recv().expect("told");
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
         drop(first);
     });
     sender.send(()).expect("heard");
