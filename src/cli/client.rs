@@ -9,8 +9,9 @@ use super::exit::{Exit, Stop};
 use crate::daemon::control::protocol::{Answer, Ask, REPLY_LEN_MAX, Reply, Request, VERSION};
 use crate::daemon::status::Status;
 
-/// The daemon says something at least so often while a request is open.
-const WORD_TIME: Duration = Duration::from_secs(4);
+/// The daemon says something at least so often while a request is open. When it does not, the operator is told once
+/// what is waited for, and the daemon gets the same time again.
+const WORD_TIME: Duration = Duration::from_secs(2);
 
 /// A connection to the daemon.
 pub(super) struct Client {
@@ -45,11 +46,15 @@ impl Client {
     }
 
     /// The next reply; none when the daemon closed.
-    pub(super) fn next(&mut self) -> Result<Option<Reply>, Stop> {
+    pub(super) fn next(&mut self, note: &mut impl FnMut(&str)) -> Result<Option<Reply>, Stop> {
         let mut line = Vec::new();
-        let limit = u64::try_from(REPLY_LEN_MAX).expect("a small constant");
-        let read = (&mut self.reader).take(limit).read_until(b'\n', &mut line);
-        read.map_err(|error| self.lost(&error))?;
+        if let Err(error) = self.read_line(&mut line) {
+            if !is_silence(&error) {
+                return Err(self.lost(&error));
+            }
+            note(&format!("waiting for the daemon at {} to answer", self.path.display()));
+            self.read_line(&mut line).map_err(|error| self.lost(&error))?;
+        }
         if line.is_empty() {
             return Ok(None);
         }
@@ -61,10 +66,16 @@ impl Client {
         Ok(Some(answer.reply))
     }
 
+    /// Reads to the end of a line; what came before an error stays in `line`.
+    fn read_line(&mut self, line: &mut Vec<u8>) -> std::io::Result<usize> {
+        let limit = u64::try_from(REPLY_LEN_MAX - line.len()).expect("a small constant bounds it");
+        (&mut self.reader).take(limit).read_until(b'\n', line)
+    }
+
     /// The last reply to a request; what is said meanwhile goes to `note`.
     pub(super) fn last(&mut self, mut note: impl FnMut(&str)) -> Result<Reply, Stop> {
         loop {
-            match self.next()? {
+            match self.next(&mut note)? {
                 Some(Reply::Waiting(what)) => note(&what),
                 Some(reply) => return Ok(reply),
                 None => {
@@ -79,7 +90,7 @@ impl Client {
     /// How things are.
     pub(super) fn status(&mut self) -> Result<Status, Stop> {
         self.ask(Ask::Status)?;
-        match self.last(|_| {})? {
+        match self.last(|what| eprintln!("repblk: {what}"))? {
             Reply::Status(status) => Ok(*status),
             Reply::BadRequest(why) => Err(Stop::new(Exit::Usage, why)),
             other => Err(Stop::new(Exit::Failed, format!("the daemon answered something else: {other:?}"))),
@@ -93,15 +104,20 @@ impl Client {
 
     fn lost(&self, error: &std::io::Error) -> Stop {
         let path = self.path.display();
-        let what = match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+        let what = match is_silence(error) {
+            true => format!(
                 "the daemon at {path} does not answer within {} s; see its log, and whether its process hangs",
-                WORD_TIME.as_secs()
+                2 * WORD_TIME.as_secs()
             ),
-            _ => format!("the connection to the daemon at {path} failed: {error}"),
+            false => format!("the connection to the daemon at {path} failed: {error}"),
         };
         Stop::new(Exit::Unreachable, what)
     }
+}
+
+/// True when nothing came in time.
+fn is_silence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 #[cfg(test)]
@@ -139,5 +155,53 @@ mod tests {
         assert_eq!((notes, last), (vec!["for rain".to_owned()], Reply::Done { volume: "mes".into() }));
         assert_eq!(client.last(|_| {}).expect_err("has closed").exit, Exit::Unreachable);
         assert!(daemon.join().expect("ends").contains("\"ask\":\"status\""));
+    }
+
+    /// A daemon that answers to the first request, in two pieces, when it is told to.
+    fn slow_daemon(path: &Path, told: std::sync::mpsc::Receiver<()>) -> std::thread::JoinHandle<()> {
+        let listener = UnixListener::bind(path).expect("binds");
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepts");
+            let reply = Reply::Done { volume: "mes".into() };
+            let line = serde_json::to_string(&Answer { version: VERSION, reply }).expect("plain");
+            let (first, second) = line.split_at(9);
+            stream.write_all(first.as_bytes()).expect("writes");
+            // An error says that the client has given up.
+            let _ = told.recv();
+            let _ = stream.write_all(format!("{second}\n").as_bytes());
+        })
+    }
+
+    #[test]
+    fn silence_is_told_and_forgiven_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let (tell, told) = std::sync::mpsc::channel();
+        let daemon = slow_daemon(&path, told);
+        let mut client = Client::connect(&path).expect("connects");
+        client.patience(Some(Duration::from_millis(300))).expect("is set");
+        let mut notes = 0;
+        let last = client.last(|note| {
+            assert!(note.starts_with("waiting for the daemon at"), "{note}");
+            notes += 1;
+            tell.send(()).expect("the daemon listens");
+        });
+        assert_eq!((last, notes), (Ok(Reply::Done { volume: "mes".into() }), 1));
+        daemon.join().expect("ends");
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_is_code_3() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let (tell, told) = std::sync::mpsc::channel();
+        let daemon = slow_daemon(&path, told);
+        let mut client = Client::connect(&path).expect("connects");
+        client.patience(Some(Duration::from_millis(20))).expect("is set");
+        let stop = client.last(|_| {}).expect_err("nothing comes");
+        assert_eq!(stop.exit, Exit::Unreachable);
+        assert!(stop.message.contains("does not answer within"), "{}", stop.message);
+        drop(tell);
+        daemon.join().expect("ends");
     }
 }

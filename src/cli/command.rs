@@ -55,7 +55,7 @@ pub(super) fn events(control: &Path, json: bool) -> Result<(), Stop> {
     client.patience(None)?;
     let mut out = std::io::stdout();
     loop {
-        match client.next()? {
+        match client.next(&mut |_| {})? {
             Some(Reply::Event(event)) => {
                 let text = if json { line(&event)? } else { format!("{}\n", text::event(&event)) };
                 out.write_all(text.as_bytes())?;

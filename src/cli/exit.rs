@@ -64,3 +64,21 @@ impl From<std::io::Error> for Stop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::volume::rule::Rule;
+
+    /// Whoever is refused something looks its rule up there.
+    #[test]
+    fn the_manual_explains_every_rule_and_every_exit_code() {
+        let manual = include_str!("../../docs/operations.md");
+        let row = |start: String| manual.lines().any(|line| line.starts_with(&start));
+        for rule in Rule::ALL {
+            assert!(row(format!("| `{rule}` |")), "docs/operations.md does not explain {rule}");
+        }
+        for code in 0..=5 {
+            assert!(row(format!("| {code} |")), "docs/operations.md does not explain exit code {code}");
+        }
+    }
+}

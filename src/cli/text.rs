@@ -232,7 +232,7 @@ mod tests {
     fn a_split_brain_says_what_to_do() {
         let peer = PeerStatus { name: "beta".into(), why: "split brain (rule forked)".into(), ..PeerStatus::default() };
         let split = VolumeStatus { role: "primary".into(), peers: vec![peer], ..VolumeStatus::default() };
-        let text = self::volume(&split);
+        let text = volume(&split);
         assert!(
             text.contains("SPLIT BRAIN  this node and beta") && text.contains("repblk resync --discard-local"),
             "{text}"

@@ -71,6 +71,8 @@ struct Book {
     links: BTreeMap<PeerNo, (ConnectionId, Instant)>,
     /// Why the last links ended, if they were short ones, and whether more than one ended so.
     short_links: BTreeMap<PeerNo, (String, bool)>,
+    /// Why this node's last attempt to make a link failed.
+    no_links: BTreeMap<PeerNo, String>,
     clients: BTreeMap<SessionId, OwnedSemaphorePermit>,
     last: Option<(State, Instant)>,
     ended: Option<String>,
@@ -219,6 +221,16 @@ impl VolumeHandle {
         self.book().links.contains_key(&peer)
     }
 
+    /// Notes why no link to `peer` could be made, for who asks how things are.
+    pub(super) fn note_no_link(&self, peer: PeerNo, why: &str) {
+        self.book().no_links.insert(peer, why.to_owned());
+    }
+
+    /// Why no link to the peer called `node` could be made, if the last attempt failed.
+    pub(super) fn why_no_link(&self, node: &str) -> Option<String> {
+        self.book().no_links.get(&self.peer_no(node)?).cloned()
+    }
+
     /// Hands a link over.
     ///
     /// # Errors
@@ -234,6 +246,7 @@ impl VolumeHandle {
         let again = {
             let mut book = self.book();
             book.links.insert(peer, (connection, Instant::now()));
+            book.no_links.remove(&peer);
             book.short_links.get(&peer).is_some_and(|(_, again)| *again)
         };
         let name = self.peer_name(peer);

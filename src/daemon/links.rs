@@ -49,7 +49,10 @@ pub(super) async fn keep_dialling(volume: Arc<VolumeHandle>, me: Node, cluster: 
         if !volume.has_link(slot) && takes_links(&volume, slot).await.is_ok() {
             match dial(&volume, slot, &me, &cluster, &peer).await {
                 Ok(()) => log.clear(),
-                Err(why) => log.tell(&volume.spec.name, &peer.name, &why),
+                Err(why) => {
+                    log.tell(&volume.spec.name, &peer.name, &why);
+                    volume.note_no_link(slot, &why);
+                }
             }
         }
         while volume.has_link(slot) && volume.ended().is_none() {

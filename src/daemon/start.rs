@@ -11,7 +11,9 @@ use super::handle::{CopyIdentity, VolumeHandle};
 use super::identity::{boot_id, cluster_id, random_u64, volume_id};
 use crate::dataplane::mailbox::News;
 use crate::dataplane::{self, BackendChoice, Disk, DiskConfig, Mailbox, PoolSizes, ThreadParams};
-use crate::meta::{DeviceFacts, Layout, PAGE_LEN, PEER_SLOTS, Page, Recovered, Superblock, Unrecovered};
+use crate::meta::{
+    DeviceFacts, Layout, PAGE_LEN, PEER_SLOTS, Page, Recovered, RecoveryError, Superblock, SuperblockError, Unrecovered,
+};
 use crate::units::ByteRange;
 use crate::volume::{Limits, PaceLimits, Volume, VolumeConfig};
 
@@ -39,7 +41,7 @@ pub(super) fn start(
     let named = |error: &dyn std::fmt::Display| format!("volume {}: {error}", spec.name);
     let device = || copy.device.display();
     let disk = Disk::open(&disk_config(spec, copy)).map_err(|error| named(&error))?;
-    let unrecovered = read(&disk).map_err(|error| named(&format!("{}: {error}", device())))?;
+    let unrecovered = read(&disk, &copy.metadata).map_err(|error| named(&format!("{}: {error}", device())))?;
     fits(&unrecovered.superblock, config, me, spec).map_err(|error| named(&format!("{}: {error}", device())))?;
     let recovered = recover(&disk, unrecovered);
     tell(&spec.name, &recovered);
@@ -99,7 +101,7 @@ fn volume_config(me: &Node, spec: &VolumeSpec) -> VolumeConfig {
 }
 
 /// Reads the superblock.
-fn read(disk: &Disk) -> Result<Unrecovered, String> {
+fn read(disk: &Disk, place: &MetadataPlace) -> Result<Unrecovered, String> {
     let page = |copy| -> Result<Box<Page>, String> {
         let range = ByteRange::new(Layout::superblock_offset(copy), u64::try_from(PAGE_LEN).expect("a small constant"));
         let bytes =
@@ -107,7 +109,14 @@ fn read(disk: &Disk) -> Result<Unrecovered, String> {
         bytes.into_boxed_slice().try_into().map_err(|_| "the metadata is cut short; check the disk".to_owned())
     };
     let facts = DeviceFacts { data_len: disk.data_len(), metadata_len: disk.layout().total_len() };
-    Unrecovered::read(&*page(0)?, &*page(1)?, facts).map_err(|error| error.to_string())
+    Unrecovered::read(&*page(0)?, &*page(1)?, facts).map_err(|error| match (&error, place) {
+        // What `init` would do then is to give good data up.
+        (RecoveryError::Superblock(SuperblockError::NotFormatted), MetadataPlace::Internal) => format!(
+            "{error}. If it was formatted before, do not: internal metadata is found from the end of the device, so look \
+             whether the device has another length now"
+        ),
+        _ => error.to_string(),
+    })
 }
 
 /// Whether the copy is the one that the configuration means.

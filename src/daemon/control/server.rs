@@ -205,6 +205,9 @@ impl ControlDesk {
         }
         for peer in &mut status.peers {
             peer.heartbeat = self.config.node(&peer.name).map(|node| self.ear.paths(node)).unwrap_or_default();
+            if let (Some(why), "connecting") = (volume.why_no_link(&peer.name), peer.connection.as_str()) {
+                peer.why = if peer.why.is_empty() { why } else { format!("{}; {why}", peer.why) };
+            }
         }
         status
     }

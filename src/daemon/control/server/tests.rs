@@ -7,8 +7,8 @@ use super::*;
 use crate::condition::{DiskState, Mode, Role};
 use crate::daemon::handle::CopyIdentity;
 use crate::dataplane::mailbox::{Counters, Letter, News, State};
-use crate::units::{ClusterId, DiskInstance, GenerationId, Term, VolumeId};
-use crate::volume::io::Snapshot;
+use crate::units::{ClusterId, DiskInstance, GenerationId, PeerNo, Term, VolumeId};
+use crate::volume::io::{PeerSnapshot, Snapshot};
 use crate::volume::rule::Rule;
 
 /// How the pretended volume's thread behaves.
@@ -22,6 +22,20 @@ enum Thread {
     Hung,
 }
 
+fn lost_peer() -> PeerSnapshot {
+    PeerSnapshot {
+        name: "beta".into(),
+        connection: "connecting",
+        since: Duration::ZERO,
+        replication: "off",
+        disk: None,
+        role: None,
+        out_of_sync_bytes: 0,
+        base: GenerationId::NONE,
+        why: "the peer closed the link".into(),
+    }
+}
+
 fn state() -> State {
     let volume = Snapshot {
         role: Role::Secondary,
@@ -29,7 +43,7 @@ fn state() -> State {
         mode: Mode::Sync,
         generation: GenerationId(1),
         term: Term(1),
-        peers: Vec::new(),
+        peers: vec![lost_peer()],
         resync: None,
         frozen: None,
         not_promotable: None,
@@ -182,4 +196,13 @@ async fn events_begin_with_how_things_are() {
     drop(to_daemon);
     drop(lines);
     serving.await.expect("ends").expect("without an error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_says_why_no_link_can_be_made() {
+    let desk = desk(Thread::Well);
+    let why = async || desk.status().await.volumes[0].peers[0].why.clone();
+    assert_eq!(why().await, "the peer closed the link");
+    desk.volumes[0].note_no_link(PeerNo(0), "beta refuses the link: wrong size");
+    assert_eq!(why().await, "the peer closed the link; beta refuses the link: wrong size");
 }
