@@ -205,7 +205,8 @@ def qemu_quorum(rig, name, size, direct):
 class Repblk(System):
     """A pair of nodes, or node `a` of a pair whose other node is never there."""
 
-    def __init__(self, rig, name, binary, size, mode="sync", direct=False, pair=True, volume_keys=""):
+    def __init__(self, rig, name, binary, size, mode="sync", direct=False, pair=True, synced=True,
+                 volume_keys=""):
         self.rig, self.binary, self.name = rig, binary, name
         self.config = rig.path(name + ".toml")
         self.nodes = ["a", "b"] if pair else ["a"]
@@ -229,7 +230,7 @@ class Repblk(System):
         if pair:
             wait_until(20, "the nodes to connect", lambda: self.peer("a").get("connection") == "connected")
         self.run("a", "promote", "--force", *([] if pair else ["--peer-is-down"]))
-        if pair:
+        if pair and synced:
             self.await_sync()
         super().__init__(name, f"nbd+unix:///v?socket={rig.path(name + '-a.nbd')}", list(self.daemons.values()))
 
@@ -270,7 +271,7 @@ class Repblk(System):
         return (status.get("disk_state"), peer.get("replication"), peer.get("disk_state"),
                 peer.get("out_of_sync_bytes")) == ("uptodate", "established", "uptodate", 0)
 
-    def await_sync(self, seconds=120):
+    def await_sync(self, seconds=900):
         """Waits until both copies are in sync."""
         wait_until(seconds, f"{self.name} to be in sync", self.is_synced)
 
