@@ -17,6 +17,9 @@ use std::collections::BTreeMap;
 
 use crate::units::{ByteRange, ExtentNo};
 
+/// Extents that stay hot though nobody writes to them, with a table of the usual size: 64 MiB of the default length.
+const KEEP_HOT: usize = 256;
+
 /// Result of asking for extents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Acquired {
@@ -73,6 +76,8 @@ pub(crate) struct HotExtents {
     hand: usize,
     /// Slots with references.
     pinned: usize,
+    /// As many extents stay hot though nobody writes to them.
+    keep: usize,
 }
 
 impl HotExtents {
@@ -87,6 +92,7 @@ impl HotExtents {
             committing: Vec::new(),
             hand: 0,
             pinned: 0,
+            keep: KEEP_HOT.min(usize::try_from(slots).expect("usize has at least 32 bits") / 8),
         }
     }
 
@@ -205,8 +211,9 @@ impl HotExtents {
         any
     }
 
-    /// Queues the end of at most `max` stale extents.
+    /// Queues the end of at most `max` stale extents. A small working set stays hot: copying it again costs little.
     pub(crate) fn cool(&mut self, max: usize) {
+        let max = max.min(self.index.len().saturating_sub(self.keep));
         let stale =
             self.slots.iter_mut().enumerate().filter(|(_, s)| s.heat == Heat::Hot && s.stale && s.references == 0);
         for (at, slot) in stale.take(max) {
@@ -332,6 +339,7 @@ mod tests {
     #[test]
     fn what_nobody_writes_to_cools_after_two_sweeps() {
         let mut hot = HotExtents::new(8, LEN);
+        hot.keep = 0;
         let (idle, busy) = (ByteRange::new(0, 1), ByteRange::new(u64::from(LEN), 1));
         for range in [idle, busy] {
             hot.acquire(range);

@@ -31,9 +31,9 @@ const PAGES_MAX: usize = 64;
 const BITMAP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// An extent that nobody wrote to for one to two of these leaves the activity log.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 /// Extents leave in groups, this far apart.
-const COOL_INTERVAL: Duration = Duration::from_millis(250);
+const COOL_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Volume {
     /// Makes durable that this node has the disk, before anything else happens.
