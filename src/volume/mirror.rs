@@ -141,6 +141,9 @@ impl Volume {
             let entry = *self.log.get(Seq(number)).expect("what is not written everywhere is in the log");
             if entry.resync == Some(peer) {
                 self.release_range(entry.range);
+                if let Some(Sync::SourceRunning(outgoing)) = self.peer_mut(peer).sync_mut() {
+                    outgoing.unwritten -= entry.range.len();
+                }
             } else {
                 let link = self.peer_mut(peer);
                 link.backlog_bytes = link.backlog_bytes.saturating_sub(entry.range.len());

@@ -4,12 +4,21 @@ use std::time::Duration;
 
 use crate::units::{BLOCK_SIZE, Moment};
 
-/// Longest run of dirty blocks sent as one, in blocks: 512 KiB.
-pub(crate) const RUN_BLOCKS_MAX: u64 = 128;
-/// Resync data on its way while the host is quiet, in bytes.
-const OUTSTANDING_IDLE: u64 = 16 << 20;
-/// Resync data on its way while the host works, in bytes. Small, so that a write never waits behind much of it.
-const OUTSTANDING_BUSY: u64 = 512 << 10;
+/// How much of a resync may be under way: one run at most, and all that the target has not written yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Portion {
+    run_blocks: u64,
+    unwritten: u64,
+}
+
+/// While the host is quiet.
+const QUIET: Portion = Portion { run_blocks: 128, unwritten: 16 << 20 };
+/// While the host works: a write never waits behind much of it.
+const BUSY: Portion = Portion { run_blocks: 16, unwritten: 256 << 10 };
+/// While the host works and resync falls below the rate that it is guaranteed.
+const STARVING: Portion = Portion { run_blocks: 32, unwritten: 1 << 20 };
+/// Bytes that may wait for stability on both copies; at half of that it is asked for.
+const UNSTABLE_MAX: u64 = 16 << 20;
 /// The host counts as working this long after its last request.
 const BUSY_FOR: Duration = Duration::from_millis(100);
 
@@ -28,8 +37,10 @@ pub(crate) struct Outgoing {
     pub(crate) total: u64,
     /// Bytes stable on both copies.
     pub(crate) done: u64,
-    /// Bytes that may be on their way, as of the last look.
-    limit: u64,
+    /// Bytes sent that the target has not written yet.
+    pub(crate) unwritten: u64,
+    /// A look over the whole bitmap has come to its end; what is left is on its way, or others hold it.
+    pub(crate) round_ended: bool,
     pace: Pace,
 }
 
@@ -43,17 +54,22 @@ impl Outgoing {
             began: now,
             total: dirty_blocks * BLOCK_SIZE,
             done: 0,
-            limit: OUTSTANDING_IDLE,
+            unwritten: 0,
+            round_ended: false,
             pace: Pace::new(now, limits),
         }
     }
 
-    /// True when another run may be read now.
-    pub(crate) fn may_read(&mut self, now: Moment, host_active: Moment) -> bool {
+    /// How many blocks the next run may have, if one may be read now.
+    pub(crate) fn next_run(&mut self, now: Moment, host_active: Moment) -> Option<u64> {
         let busy = now.since(host_active) < BUSY_FOR && host_active != Moment(0);
-        let limit = if busy && !self.is_starving(now) { OUTSTANDING_BUSY } else { OUTSTANDING_IDLE };
-        self.limit = limit;
-        self.reading + self.unstable < limit && self.pace.allows(now)
+        let portion = match busy {
+            false => QUIET,
+            true if self.is_starving(now) => STARVING,
+            true => BUSY,
+        };
+        let room = self.reading + self.unwritten < portion.unwritten && self.reading + self.unstable < UNSTABLE_MAX;
+        (room && self.pace.allows(now)).then_some(portion.run_blocks)
     }
 
     /// Less than the guaranteed rate was reached so far: the host must give way.
@@ -68,9 +84,16 @@ impl Outgoing {
         self.pace.take(bytes);
     }
 
-    /// True when so much waits for stability that it should be asked for.
+    /// A run was sent.
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.reading -= bytes;
+        self.unwritten += bytes;
+        self.unstable += bytes;
+    }
+
+    /// True when stability should be asked for: much waits for it, or nothing else is left to do.
     pub(crate) fn wants_barrier(&self) -> bool {
-        self.reading == 0 && self.unstable > 0 || self.unstable >= self.limit / 2
+        self.unstable >= UNSTABLE_MAX / 2 || (self.unstable > 0 && self.reading == 0 && self.round_ended)
     }
 }
 
@@ -142,7 +165,7 @@ mod tests {
         let mut out = Outgoing::new(Moment(0), 1 << 20, PaceLimits { rate_max: 10 << 20, rate_min: 0 });
         let (mut now, mut sent) = (Moment(0), 0u64);
         while now < Moment(2_000_000_000) {
-            if out.may_read(now, Moment(0)) {
+            if out.next_run(now, Moment(0)).is_some() {
                 out.took(512 << 10);
                 out.reading = 0;
                 sent += 512 << 10;
@@ -155,11 +178,27 @@ mod tests {
     #[test]
     fn a_busy_host_is_given_way_until_resync_starves() {
         let mut out = Outgoing::new(Moment(0), 1 << 20, PaceLimits { rate_max: 0, rate_min: 8 << 20 });
-        out.unstable = 1 << 20;
+        (out.unwritten, out.unstable) = (512 << 10, 512 << 10);
         let now = Moment(1_000_000);
-        assert!(!out.may_read(now, now), "outstanding data is bounded while the host works");
-        assert!(out.may_read(now, Moment(0)), "an idle host leaves more room");
+        assert_eq!(out.next_run(now, now), None, "what is on its way is bounded while the host works");
+        assert_eq!(out.next_run(now, Moment(0)), Some(QUIET.run_blocks), "a quiet host leaves more room");
         let later = now.after(Duration::from_secs(1));
-        assert!(out.may_read(later, later), "8 MiB should have been done by now, and nothing was");
+        assert_eq!(out.next_run(later, later), Some(STARVING.run_blocks), "8 MiB should have been done by now");
+        (out.unwritten, out.done) = (0, 16 << 20);
+        assert_eq!(out.next_run(later, later), Some(BUSY.run_blocks));
+    }
+
+    #[test]
+    fn stability_is_asked_for_seldom_and_at_the_end() {
+        let mut out = Outgoing::new(Moment(0), 1 << 20, PaceLimits { rate_max: 0, rate_min: 0 });
+        out.took(64 << 10);
+        out.sent(64 << 10);
+        assert!(!out.wants_barrier(), "more is to come");
+        out.round_ended = true;
+        assert!(out.wants_barrier(), "nothing else is left");
+        (out.round_ended, out.unstable) = (false, UNSTABLE_MAX / 2);
+        assert!(out.wants_barrier());
+        out.unstable = UNSTABLE_MAX;
+        assert_eq!(out.next_run(Moment(0), Moment(0)), None);
     }
 }

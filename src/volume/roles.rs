@@ -166,8 +166,16 @@ impl Volume {
             ));
         }
         for peer in &self.peers {
-            let seen = peer.seen_within(now, HEARTBEAT_FRESH).map(|view| view.role);
-            if peer.role == Some(Role::Primary) || (peer.connection().is_none() && seen == Some(Role::Primary)) {
+            let seen = peer.seen.filter(|&(at, view)| now.since(at) <= HEARTBEAT_FRESH && view.role == Role::Primary);
+            if let (None, Some((at, _))) = (peer.connection(), seen) {
+                let age = now.since(at).as_millis();
+                return Err(refusal(
+                    Rule::PeerIsPrimary,
+                    format!("{} said {age} ms ago that it is primary, though its data link is down", peer.name),
+                    "If it has just died, ask again in 2 s; if it lives, mend the link and use `repblk switchover` on it",
+                ));
+            }
+            if peer.role == Some(Role::Primary) {
                 return Err(refusal(
                     Rule::PeerIsPrimary,
                     format!("{} is primary and alive", peer.name),
@@ -449,7 +457,7 @@ impl Volume {
         if self.clients > 0 && !disconnect_clients {
             return Err(refusal(
                 Rule::ClientsConnected,
-                format!("{} NBD clients are connected", self.clients),
+                format!("NBD clients are connected ({})", self.clients),
                 "Stop what uses the device, or say --disconnect-clients; `repblk switchover` hands over instead",
             ));
         }
@@ -664,6 +672,13 @@ impl Volume {
         }
         if self.peers.is_empty() {
             return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
+        }
+        if discard_local && self.peers.iter().any(super::Peer::is_even) {
+            return Err(refusal(
+                Rule::AlreadyInSync,
+                "this copy and the peer's are equal, so there is nothing to give up",
+                "Use `repblk resync --full` on the primary to copy every block again",
+            ));
         }
         for peer in self.peer_numbers() {
             if discard_local {

@@ -59,6 +59,8 @@ rules! {
     NoResyncPartner = 17 "no-resync-partner",
     /// The node is shutting down.
     ShuttingDown = 18 "shutting-down",
+    /// Both copies are equal.
+    AlreadyInSync = 19 "already-in-sync",
 }
 
 impl std::fmt::Display for Rule {

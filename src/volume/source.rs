@@ -18,7 +18,7 @@ use crate::units::{BLOCK_SIZE, BufId, ByteRange, ConnectionId, GenerationId, Mom
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, Report, ResyncView, SendBody};
 use crate::volume::peer::Sync;
-use crate::volume::resync::{Outgoing, RUN_BLOCKS_MAX};
+use crate::volume::resync::Outgoing;
 use crate::volume::transfer_log::Entry;
 use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
@@ -110,18 +110,17 @@ impl Volume {
         if self.log.is_crowded() || !self.log_has_room() || !self.local_ok || self.transition.holds_requests() {
             return false;
         }
-        let run_max = (self.config.limits.segment_len / BLOCK_SIZE).clamp(1, RUN_BLOCKS_MAX);
+        let segment_blocks = (self.config.limits.segment_len / BLOCK_SIZE).max(1);
         let connection = self.peer(peer).connection().expect("the link is up");
         let link = &mut self.peers[usize::from(peer.0)];
         let super::peer::Link::Up { sync: Sync::SourceRunning(outgoing), .. } = &mut link.link else { return false };
-        if !outgoing.may_read(now, host_active) {
-            return false;
-        }
-        let Some((block, blocks)) = link.bitmap.next_run(outgoing.from_block, run_max) else {
+        let Some(run_blocks) = outgoing.next_run(now, host_active) else { return false };
+        let Some((block, blocks)) = link.bitmap.next_run(outgoing.from_block, run_blocks.min(segment_blocks)) else {
+            outgoing.round_ended = true;
             // Around once more for what others held, when nothing of this round is still on its way: what was sent
             // stays dirty until it is stable.
             if outgoing.reading + outgoing.unstable == 0 {
-                outgoing.from_block = 0;
+                (outgoing.from_block, outgoing.round_ended) = (0, false);
             }
             return false;
         };
@@ -177,8 +176,7 @@ impl Volume {
         self.last_write = now;
         self.resynced_bytes += range.len();
         if let Some(Sync::SourceRunning(outgoing)) = self.peer_mut(peer).sync_mut() {
-            outgoing.reading -= range.len();
-            outgoing.unstable += range.len();
+            outgoing.sent(range.len());
         }
         // Zeros are said, not sent: a thin device stays thin, and a thin link has less to carry.
         match buf {

@@ -17,7 +17,7 @@ impl Volume {
     pub(super) fn target_offers(&mut self, peer: PeerNo, full: bool, out: &mut Effects) {
         let name = self.peer(peer).name.clone();
         let own = self.peer(peer).bitmap.count();
-        if own > 0 && !full {
+        if own > 0 && !self.book.get().lineage.is_fresh() {
             let text = format!(
                 "{own} blocks ({} MiB) that changed here since both copies were equal will be overwritten with {name}'s",
                 own * 4 / 1024
