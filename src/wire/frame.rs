@@ -139,7 +139,7 @@ impl FrameWriter {
     }
 
     /// Appends the header of `message` to `out`. `payload` is the body of a message that carries data; a message with a
-    /// body of its own (see [`Message::own_body`]) is given an empty `payload` and its body is appended too. The caller
+    /// body of its own is given an empty `payload` and its body is appended too. The caller
     /// sends `payload` right behind.
     ///
     /// # Panics
