@@ -146,6 +146,8 @@ pub struct Volume {
     entropy: u64,
     attached: bool,
     attaching: bool,
+    /// A newer superblock may have been lost: not to be promoted by itself until a peer has confirmed the older one.
+    in_doubt: bool,
     /// The ring of the activity log must be written anew before the first transaction.
     blank_log: bool,
     /// The disk is in use.
@@ -233,9 +235,9 @@ impl Volume {
             peers.push(Peer::new(name.clone(), PeerNo(u8::try_from(slot).expect("few slots")), bitmap));
         }
         let blank_log = notes.iter().any(|note| matches!(note, crate::meta::Note::LogUnusable(_)));
-        if in_doubt && superblock.disk == DiskState::UpToDate {
-            superblock.disk = DiskState::Outdated;
-        }
+        // The record may be one update old, the data is not. Were the copy that was primary last taken for the worse one, what
+        // it acknowledged alone, and recorded in the update that is lost, would be overwritten.
+        let continuity = if in_doubt { Continuity::SameBoot } else { continuity };
         let (al_slots, extent_len) = (superblock.al_slots, superblock.extent_len);
         let resume = config.resume_primary && superblock.was_primary && superblock.disk == DiskState::UpToDate;
         let start = Seq(1);
@@ -251,6 +253,7 @@ impl Volume {
             attached: false,
             attaching: false,
             blank_log,
+            in_doubt,
             detaching: None,
             detach_waiting: Vec::new(),
             resume,
