@@ -355,12 +355,6 @@ impl Volume {
         self.role == Role::Primary
     }
 
-    /// True when answers of a peer are awaited: a shell may poll the network for a moment instead of sleeping.
-    #[must_use]
-    pub fn expects_peer(&self) -> bool {
-        self.peers.iter().any(|peer| peer.cursor.is_some_and(|cursor| cursor.written < self.log.last()))
-    }
-
     /// Everything that follows from the state, whatever input led to it.
     fn settle(&mut self, now: Moment, out: &mut Effects) {
         self.attach(now, out);
