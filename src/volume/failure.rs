@@ -10,6 +10,7 @@
 
 use crate::condition::{DiskState, Role};
 use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
+use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, SendBody};
 use crate::volume::peer::Sync;
@@ -84,6 +85,7 @@ impl Volume {
             let last = self.log.last();
             self.peer_mut(peer).share_floor.get_or_insert(last);
             self.detaching = Some((peer, generation));
+            self.mark(Mark::Detached);
             self.send(peer, Message::Detached { generation }, None, out);
         }
         if self.detaching.is_none() {
@@ -132,6 +134,7 @@ impl Volume {
     /// The peer is lost before it has recorded it: no copy is left.
     pub(super) fn detach_lost(&mut self, peer: PeerNo, out: &mut Effects) {
         if self.detaching.is_some_and(|(to, _)| to == peer) {
+            self.mark(Mark::DetachLost);
             self.detaching = None;
             self.release_detached(out);
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::condition::{Continuity, DiskState};
 use crate::meta::{MetaPage, activity_log};
 use crate::units::{Moment, OpId};
+use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{DiskError, Effect};
 use crate::volume::peer::Link;
@@ -45,6 +46,7 @@ impl Volume {
             return;
         }
         if std::mem::take(&mut self.blank_log) {
+            self.mark(Mark::LogBlanked);
             let pages = activity_log::blank_pages(self.book.get().instance).collect();
             self.start_page_commit(pages, out);
             return;
@@ -83,6 +85,7 @@ impl Volume {
     fn pump_without_disk(&mut self, now: Moment, out: &mut Effects) {
         for then in self.book.abandon() {
             if matches!(then, Then::Demoted | Then::ShutDown | Then::Excluded(_)) {
+                self.mark(Mark::Abandoned);
                 self.durable(now, then, out);
             }
         }
@@ -117,6 +120,7 @@ impl Volume {
             })
             .collect();
         if self.bitmap_commit.is_some() || self.commit_bitmaps(now, needed, out) {
+            self.mark(Mark::EvictionWaited);
             return;
         }
         let updates: Vec<_> =
@@ -139,6 +143,9 @@ impl Volume {
         }
         if !self.hot.has_waiting() {
             self.hot.cool(activity_log::UPDATES_MAX);
+            if self.hot.has_waiting() {
+                self.mark(Mark::Cooled);
+            }
         }
     }
 

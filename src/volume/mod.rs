@@ -18,7 +18,7 @@
 //! | `status` | what an operator sees |
 //!
 //! and the parts that they own: `requests`, `in_flight`, `hot_extents`, `transfer_log`, `book`, `peer`, `resync`,
-//! `reconcile`, `rule`.
+//! `reconcile`, `rule`, `marks`.
 //!
 //! # Invariants, checked by [`Volume::assert_invariants`] after every step of the simulator
 //!
@@ -35,6 +35,7 @@ mod greeting;
 mod hot_extents;
 mod in_flight;
 pub mod io;
+mod marks;
 mod metadata;
 mod mirror;
 mod peer;
@@ -203,6 +204,7 @@ pub struct Volume {
     mirrored_bytes: u64,
     resynced_bytes: u64,
     notes: Vec<String>,
+    marks: marks::Marks,
 }
 
 /// Requests that wait longer than this count as frozen.
@@ -286,6 +288,7 @@ impl Volume {
             mirrored_bytes: 0,
             resynced_bytes: 0,
             notes: notes.iter().map(ToString::to_string).collect(),
+            marks: marks::Marks::default(),
             config,
         }
     }
@@ -415,6 +418,10 @@ impl Volume {
         if let Some(connection) = self.peer(peer).connection() {
             out.push(Effect::Send { peer, connection, term: self.term(), message, body });
         }
+    }
+
+    fn mark(&mut self, mark: marks::Mark) {
+        self.marks.set(mark);
     }
 
     fn note(text: impl Into<String>, warning: bool, out: &mut Effects) {

@@ -10,6 +10,7 @@
 
 use crate::condition::{Mode, Role};
 use crate::units::{BLOCK_SIZE, BufId, ByteRange, Moment, PeerNo, Seq, SessionId};
+use crate::volume::marks::Mark;
 use crate::volume::hot_extents::Acquired;
 use crate::volume::io::{BufSlice, DiskError, Effect, HostError, HostOp, SendBody};
 use crate::volume::requests::{Change, Request, RequestId, Segment, SegmentId, Stage};
@@ -126,9 +127,12 @@ impl Volume {
         let segment = *self.segments.get(id);
         let held = self.held_range(segment.range);
         if self.in_flight.is_held(held) {
+            self.mark(Mark::RangeHeld);
             return Admission::Conflict;
         }
-        if !self.log_has_room() || !self.backlog_has_room(now, segment.range.len()) {
+        let log_full = !self.log_has_room();
+        if log_full || !self.backlog_has_room(now, segment.range.len()) {
+            self.mark(if log_full { Mark::LogFull } else { Mark::BacklogFull });
             self.stable_goal = self.log.last();
             return Admission::NoRoom;
         }
@@ -139,6 +143,7 @@ impl Volume {
         }
         match self.hot.acquire(segment.range) {
             Acquired::Full => {
+                self.mark(Mark::HotFull);
                 self.stable_goal = self.log.last();
                 Admission::NoRoom
             }
@@ -192,10 +197,11 @@ impl Volume {
             if link.share_floor.is_some() {
                 shares += 1;
             }
-            if let Some(cursor) = link.cursor {
-                if cursor.written.next() == seq {
+            if link.cursor.is_some() {
+                if !link.owes() {
                     link.progress = now;
                 }
+                link.sent = seq;
                 copies += 1;
                 link.backlog_bytes += range.len();
                 self.mirrored_bytes += range.len();
@@ -340,6 +346,7 @@ impl Volume {
                     true,
                     out,
                 );
+                self.mark(Mark::ReadElsewhere);
                 self.read_remotely(id, out);
             }
         }

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use crate::condition::Role;
 use crate::units::{BufId, ByteRange, Moment, PeerNo, Seq, Term};
+use crate::volume::marks::Mark;
 use crate::volume::io::{BufSlice, DiskError, Effect};
 use crate::volume::peer::Sync;
 use crate::volume::requests::Change;
@@ -108,6 +109,8 @@ impl Volume {
         }
         if self.stream_is_idle() {
             self.stream = None;
+        } else {
+            self.mark(Mark::StreamOutlived);
         }
     }
 
@@ -169,14 +172,21 @@ impl Volume {
     }
 
     fn barrier_heard(&mut self, now: Moment, peer: PeerNo, seq: Seq, ordered: bool, out: &mut Effects) {
+        let mut passed = false;
         match &mut self.stream {
-            Some(stream) if stream.peer == peer && seq == stream.received => {
+            Some(stream) if stream.peer == peer && seq >= stream.received => {
+                // Numbers that did not come here are a resync's of another peer.
+                passed = seq > stream.received;
+                stream.received = seq;
                 stream.barrier = seq;
                 if ordered && stream.stable < seq {
                     stream.fence = Some(seq);
                 }
             }
             _ => self.drop_link(now, peer, format!("protocol error: barrier {seq} does not fit the stream"), out),
+        }
+        if passed {
+            self.mark(Mark::NumbersPassed);
         }
     }
 
@@ -188,6 +198,9 @@ impl Volume {
         }
         while stream.items.front().is_some_and(|item| item.stage == Applied::Written) {
             stream.written = stream.items.pop_front().expect("looked at").seq;
+        }
+        if stream.items.is_empty() {
+            stream.written = stream.received;
         }
         let wants_flush = stream.barrier > stream.stable && stream.written >= stream.barrier.min(stream.received);
         if wants_flush && !stream.flushing && self.local_ok {
@@ -209,11 +222,13 @@ impl Volume {
                 continue;
             }
             if stream.fence.is_some_and(|fence| seq > fence) {
+                self.mark(Mark::StreamFenced);
                 break;
             }
             let held = self.held_range(range);
             // An earlier write that waits must not be overtaken by a later one of the same bytes.
             if blocked.iter().any(|earlier| earlier.overlaps(held)) || !self.in_flight.try_hold(held) {
+                self.mark(Mark::StreamWaited);
                 blocked.push(held);
                 continue;
             }

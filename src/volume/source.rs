@@ -15,6 +15,7 @@
 use crate::condition::{DiskState, Role};
 use crate::meta::Page;
 use crate::units::{BLOCK_SIZE, BufId, ByteRange, ConnectionId, GenerationId, Moment, PeerNo};
+use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, Report, ResyncView, SendBody};
 use crate::volume::peer::Sync;
@@ -128,6 +129,7 @@ impl Volume {
         let range = ByteRange::new(start, (blocks * BLOCK_SIZE).min(self.data_len - start));
         outgoing.from_block = block + blocks;
         if !self.in_flight.try_hold(range) {
+            self.mark(Mark::ResyncYielded);
             return true;
         }
         outgoing.took(range.len());
@@ -152,6 +154,7 @@ impl Volume {
         let buf = match result {
             Ok(buf) if running => buf,
             Ok(buf) => {
+                self.mark(Mark::ResyncReadLate);
                 Self::release(buf, out);
                 self.release_range(range);
                 return;
@@ -175,7 +178,9 @@ impl Volume {
         self.local.received = self.local.written;
         self.last_write = now;
         self.resynced_bytes += range.len();
-        if let Some(Sync::SourceRunning(outgoing)) = self.peer_mut(peer).sync_mut() {
+        let link = self.peer_mut(peer);
+        link.sent = seq;
+        if let Some(Sync::SourceRunning(outgoing)) = link.sync_mut() {
             outgoing.sent(range.len());
         }
         // Zeros are said, not sent: a thin device stays thin, and a thin link has less to carry.

@@ -79,7 +79,7 @@ impl Volume {
         for peer in self.peer_numbers() {
             let link = self.peer_mut(peer);
             if link.cursor.is_some() && link.barrier_sent < wanted {
-                link.barrier_sent = last;
+                (link.barrier_sent, link.sent) = (last, last);
                 self.send(peer, Message::Barrier { seq: last, ordered }, None, out);
             }
         }

@@ -1,8 +1,10 @@
 //! What must be true, always or when it is quiet.
 
+use std::collections::BTreeSet;
+
 use repblk::condition::{DiskState, Mode, Role};
 use repblk::units::{BLOCK_SIZE, Term};
-use repblk::volume::io::Snapshot;
+use repblk::volume::io::{PeerView, Snapshot};
 
 use crate::client::Orphan;
 use crate::node::{PEER, letter};
@@ -28,6 +30,8 @@ pub(crate) struct Memory {
     pub(crate) loose: [Vec<u32>; 2],
     /// A machine has reported a split brain.
     pub(crate) split_brain: bool,
+    /// Blocks in which the two copies differ, as readers see them, at the last look.
+    differing: BTreeSet<usize>,
     /// The operator has made two lines of data: what clients read is not checked any more.
     pub(crate) forked: bool,
 }
@@ -99,6 +103,7 @@ impl World {
                 }
             }
         }
+        self.compare();
         if let Some(why) = self.uncovered() {
             panic!("{why}\n  {}", self.summary());
         }
@@ -107,28 +112,45 @@ impl World {
         }
     }
 
+    /// Keeps account of the blocks that differ: only what was touched is compared again.
+    fn compare(&mut self) {
+        let touched: Vec<usize> = self.nodes.iter_mut().flat_map(|n| n.disk.data.take_touched()).collect();
+        let [a, b] = [0, 1].map(|n: usize| self.nodes[n].disk.data.view());
+        let mut last = usize::MAX;
+        for sector in touched {
+            let block = sector / BLOCK_SECTORS;
+            if block == last {
+                continue;
+            }
+            last = block;
+            let sectors = block * BLOCK_SECTORS..((block + 1) * BLOCK_SECTORS).min(a.len());
+            if a[sectors.clone()] == b[sectors] {
+                self.memory.differing.remove(&block);
+            } else {
+                self.memory.differing.insert(block);
+            }
+        }
+    }
+
     /// Checker 3: a block that differs, and that nobody is writing, has a record that says so.
     fn uncovered(&self) -> Option<String> {
-        if self.memory.forked || !self.operator.is_founded() {
+        if self.memory.forked || !self.operator.is_founded() || self.memory.differing.is_empty() {
             return None;
         }
         let [a, b] = &self.nodes;
         let (va, vb) = (&a.process.as_ref()?.volume, &b.process.as_ref()?.volume);
-        let (sa, sb) = (a.snapshot(self.now)?, b.snapshot(self.now)?);
+        let (sa, sb) = (a.view(self.now)?, b.view(self.now)?);
         if sa.disk == DiskState::Failed || sb.disk == DiskState::Failed {
             return None;
         }
         // Neither is at the generation at which the other left it behind: when they meet, every block counts.
-        let meets = |mine: &Snapshot, theirs: &Snapshot| mine.peers[0].base == theirs.generation;
+        let meets = |mine: &PeerView, theirs: &PeerView| mine.base_for_you == theirs.generation;
         if sa.generation != sb.generation && !meets(&sa, &sb) && !meets(&sb, &sa) {
             return None;
         }
         let (da, db) = (a.disk.data.view(), b.disk.data.view());
-        let mut busy: Option<Vec<usize>> = None;
-        for (block, (x, y)) in da.chunks(BLOCK_SECTORS).zip(db.chunks(BLOCK_SECTORS)).enumerate() {
-            if x == y {
-                continue;
-            }
+        let mut busy: Option<BTreeSet<usize>> = None;
+        for &block in &self.memory.differing {
             let number = block as u64;
             if va.covers(PEER, number) || vb.covers(PEER, number) {
                 continue;
@@ -138,8 +160,13 @@ impl World {
                 in_flight.map(|sector| sector / BLOCK_SECTORS).collect()
             });
             if !busy.contains(&block) {
+                let sectors = block * BLOCK_SECTORS..((block + 1) * BLOCK_SECTORS).min(da.len());
                 let show = |s: &[u64]| s.iter().map(|&s| stamp::show(s)).collect::<Vec<_>>().join(" ");
-                return Some(format!("block {block} differs and nobody knows:\n  A: {}\n  B: {}", show(x), show(y)));
+                return Some(format!(
+                    "block {block} differs and nobody knows:\n  A: {}\n  B: {}",
+                    show(&da[sectors.clone()]),
+                    show(&db[sectors])
+                ));
             }
         }
         None

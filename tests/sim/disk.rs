@@ -284,6 +284,7 @@ impl SimDisk {
     pub(crate) fn restore(&mut self, (data, meta): (Media<u64>, Media<Bytes>)) {
         assert!(self.busy() == 0, "no daemon runs on it");
         (self.data, self.meta) = (data, meta);
+        self.data.touch_all();
     }
 
     /// The process is killed: nothing more is asked, and what was in flight has happened in any part.

@@ -130,6 +130,7 @@ impl World {
     /// A process is no more, whatever the reason.
     pub(crate) fn end_process(&mut self, node: usize) {
         if self.nodes[node].process.is_some() {
+            self.gather_marks_of(node);
             self.clients_lose(node);
             self.nodes[node].process = None;
         }

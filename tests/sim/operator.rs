@@ -112,6 +112,7 @@ impl World {
 
     /// A command was answered.
     pub(crate) fn answered(&mut self, node: usize, ticket: Ticket, result: Result<(), Refusal>) {
+        self.mark_answer(&result);
         assert!(self.answers.insert(ticket, result.clone()).is_none(), "{ticket} is answered twice");
         let Some((_, command)) = self.operator.pending.remove(&ticket) else { return };
         match (command, result.is_ok()) {

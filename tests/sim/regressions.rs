@@ -14,7 +14,7 @@ const SEEDS: &[(u64, &str)] = &[
 #[test]
 fn what_once_failed_does_not_fail_again() {
     for &(seed, name) in SEEDS {
-        if let Err(why) = crate::check(seed) {
+        if let Err(why) = crate::runner::check(seed) {
             panic!("{name}: {why}");
         }
     }

@@ -91,11 +91,15 @@ impl World {
                     };
                     self.send(node, connection, term, &message, &bytes);
                 }
-                Effect::CloseLink { peer, connection, .. } => {
+                Effect::CloseLink { peer, connection, why } => {
                     self.is_the_peer(peer);
+                    self.mark_close(&why);
                     self.close_link(node, connection);
                 }
-                Effect::Report(Report::Changed { .. }) => changed = true,
+                Effect::Report(report @ Report::Changed { .. }) => {
+                    self.mark_change(&report);
+                    changed = true;
+                }
                 other => later.push(other),
             }
         }

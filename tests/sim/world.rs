@@ -134,7 +134,7 @@ pub(crate) struct World {
     /// What checkers remember.
     pub(crate) memory: crate::checkers::Memory,
     /// Coverage: how often something happened, by name.
-    pub(crate) marks: BTreeMap<&'static str, u64>,
+    pub(crate) marks: BTreeMap<String, u64>,
     pub(crate) rng: Rng,
     pub(crate) link_rng: Rng,
     pub(crate) client_rng: Rng,
@@ -194,11 +194,6 @@ impl World {
             self.clients.push(Client::default());
             self.after(30 * MS, Event::ClientTick { client });
         }
-    }
-
-    /// Something happened that runs should reach.
-    pub(crate) fn mark(&mut self, name: &'static str) {
-        *self.marks.entry(name).or_default() += 1;
     }
 
     /// `event` happens `delay` from now.
