@@ -69,6 +69,9 @@ impl World {
             self.connect(client);
             return;
         };
+        if self.is_paused(node) {
+            return;
+        }
         if self.client_rng.chance(1, 2000) {
             self.drop_session(node, session);
         } else if self.clients[client].open.len() < self.options.depth {
@@ -79,7 +82,9 @@ impl World {
     fn connect(&mut self, client: usize) {
         let start = self.client_rng.index(2);
         for node in [start, 1 - start] {
-            let ready = self.nodes[node].process.as_ref().is_some_and(|p| !p.ending) && !self.unreachable[node];
+            let ready = self.nodes[node].process.as_ref().is_some_and(|p| !p.ending)
+                && !self.unreachable[node]
+                && !self.is_paused(node);
             if ready && self.nodes[node].is_primary(self.now) {
                 let session = self.new_session();
                 self.clients[client].at = Some((node, session));
@@ -158,12 +163,14 @@ impl World {
     /// The shell tells the machine that a session is gone.
     pub(crate) fn host_gone(&mut self, node: usize, session: SessionId) {
         let Some(client) = self.nodes[node].running().sessions.remove(&session) else { return };
-        self.leave(client);
+        if self.clients[client].at == Some((node, session)) {
+            self.leave(client);
+        }
         self.step(node, Input::HostGone { session });
     }
 
     /// A client's connection is no more; its requests may still be going on.
-    fn leave(&mut self, client: usize) {
+    pub(crate) fn leave(&mut self, client: usize) {
         let c = &mut self.clients[client];
         c.again.clear();
         let Some((node, _)) = c.at.take() else { return };
@@ -225,6 +232,11 @@ impl World {
     ) {
         let client = self.nodes[node].running().sessions.get(&session).copied();
         let client = client.unwrap_or_else(|| panic!("{session}/{tag} was answered after its session was gone"));
+        if self.clients[client].at != Some((node, session)) {
+            // The client has turned away already; the machine does not know it yet, and nobody hears the answer.
+            self.mark("an answer that nobody heard");
+            return;
+        }
         let open = &mut self.clients[client].open;
         let at = open.iter().position(|(t, _)| *t == tag);
         let at = at.unwrap_or_else(|| panic!("{session}/{tag} was answered twice, or never asked"));

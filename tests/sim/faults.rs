@@ -9,8 +9,19 @@ use crate::trace::trace;
 use crate::world::{Event, Fault, World};
 
 /// Every kind of fault.
-const FAULTS: [Fault; 7] =
-    [Fault::Power, Fault::Both, Fault::Kill, Fault::Cut, Fault::Stall, Fault::Damage, Fault::Whim];
+const FAULTS: [Fault; 11] = [
+    Fault::Power,
+    Fault::Both,
+    Fault::Kill,
+    Fault::Cut,
+    Fault::Stall,
+    Fault::Damage,
+    Fault::Whim,
+    Fault::Rot,
+    Fault::MetaDamage,
+    Fault::Replace,
+    Fault::Pause,
+];
 
 impl World {
     /// Faults begin to happen, as often as the options say.
@@ -31,6 +42,10 @@ impl World {
             Fault::Stall => o.stall_every,
             Fault::Damage => o.damage_every,
             Fault::Whim => o.whim_every,
+            Fault::Rot => o.rot_every,
+            Fault::MetaDamage => o.meta_damage_every,
+            Fault::Replace => o.replace_every,
+            Fault::Pause => o.pause_every,
         };
         if mean > 0 {
             let delay = self.rng.wait(mean);
@@ -76,6 +91,13 @@ impl World {
             }
             Fault::Damage => self.damage(node),
             Fault::Whim => self.whim(),
+            Fault::Rot => self.rot(node),
+            Fault::MetaDamage => self.damage_metadata(node),
+            Fault::Replace => self.replace(node),
+            Fault::Pause => {
+                let span = self.rng.between(MS, 8000 * MS);
+                self.pause(node, span);
+            }
         }
     }
 
@@ -135,6 +157,7 @@ impl World {
             self.nodes[node].process = None;
         }
         self.nodes[node].life += 1;
+        self.nodes[node].paused_until = 0;
         self.keepsakes[node] = None;
         self.operator.forget(node);
         self.memory.forget(node);

@@ -13,6 +13,8 @@
 //! A sector may hold any version that is not before a guaranteed one that had ended. What a client has read of a sector that
 //! nobody was writing is a fact from then on, and counts like an acknowledged write: data does not flip back.
 
+use std::collections::BTreeSet;
+
 use crate::stamp;
 
 /// All nodes.
@@ -82,6 +84,8 @@ pub(crate) struct History {
     versions: Vec<Version>,
     sectors: Vec<Vec<u32>>,
     clock: u64,
+    /// What disks that lied have put or left into sectors. Nobody can be blamed for it.
+    excused: BTreeSet<(usize, u64)>,
 }
 
 /// Versions of one sector that are kept before old ones are looked through.
@@ -90,7 +94,17 @@ const KEPT: usize = 10;
 impl History {
     /// Nothing was ever written.
     pub(crate) fn new(sectors: usize) -> Self {
-        Self { versions: Vec::new(), sectors: vec![Vec::new(); sectors], clock: 0 }
+        Self { versions: Vec::new(), sectors: vec![Vec::new(); sectors], clock: 0, excused: BTreeSet::new() }
+    }
+
+    /// A disk has lied: `sector` may hold this from now on.
+    pub(crate) fn excuse(&mut self, sector: usize, stamp: u64) {
+        self.excused.insert((sector, stamp));
+    }
+
+    /// True when a lying disk is the reason for what the sector holds.
+    pub(crate) fn is_excused(&self, sector: usize, stamp: u64) -> bool {
+        self.excused.contains(&(sector, stamp))
     }
 
     /// The next point on the record's own clock.
@@ -217,7 +231,7 @@ impl History {
     pub(crate) fn check(&self, first: usize, seen: &[u64], begun: u64) -> Result<(), String> {
         for (i, &stamp) in seen.iter().enumerate() {
             let sector = first + i;
-            if !self.may_hold(sector, stamp, begun) {
+            if !self.may_hold(sector, stamp, begun) && !self.is_excused(sector, stamp) {
                 return Err(self.accusation(sector, stamp, begun));
             }
         }
@@ -259,7 +273,7 @@ impl History {
         for (i, &stamp) in seen.iter().enumerate() {
             let sector = first + i;
             let quiet = |&n: &u32| matches!(self.versions[n as usize].end, End::Over(at) if at <= begun);
-            if !self.sectors[sector].iter().all(quiet) {
+            if self.is_excused(sector, stamp) || !self.sectors[sector].iter().all(quiet) {
                 continue;
             }
             let floor = self.floor(sector, begun);

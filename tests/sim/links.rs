@@ -86,6 +86,11 @@ impl World {
     /// Bytes arrive; whole frames go to the machine.
     pub(crate) fn deliver(&mut self, link: usize, from: usize) {
         let to = 1 - from;
+        if self.is_paused(to) {
+            let resumes = self.nodes[to].paused_until;
+            self.at(resumes, Event::Deliver { link, from });
+            return;
+        }
         self.links[link].streams[from].arrive(self.now);
         loop {
             let l = &mut self.links[link];

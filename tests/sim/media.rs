@@ -140,7 +140,16 @@ impl<S: Copy + PartialEq> Media<S> {
         }
     }
 
-    /// The durable content changes behind everybody's back: bit rot, or another sector's write that came here.
+    /// The stable content of a sector rots. A younger version in the cache hides that until the cache is lost, or writes over it.
+    pub(crate) fn decay(&mut self, sector: usize, content: S) {
+        self.durable[sector] = content;
+        if !self.above.contains_key(&sector) {
+            self.touch(sector);
+            self.volatile[sector] = content;
+        }
+    }
+
+    /// The content changes behind everybody's back, for readers too: another sector's write that came here.
     pub(crate) fn rot(&mut self, sector: usize, content: S) {
         self.above.remove(&sector);
         self.touch(sector);

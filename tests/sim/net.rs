@@ -17,7 +17,9 @@ pub(crate) struct Stream {
     reader: FrameReader,
     header: Option<FrameHeader>,
     flying: VecDeque<Piece>,
-    arrived: VecDeque<u8>,
+    /// What has arrived; the receiver has read it up to `read`.
+    arrived: Vec<u8>,
+    read: usize,
     /// Nothing arrives while set.
     pub(crate) stalled: bool,
     /// When the youngest piece arrives; pieces keep their order.
@@ -50,7 +52,8 @@ impl Stream {
             reader: FrameReader::new(connection),
             header: None,
             flying: VecDeque::new(),
-            arrived: VecDeque::new(),
+            arrived: Vec::new(),
+            read: 0,
             stalled: false,
             last_arrival: 0,
             unread: 0,
@@ -111,30 +114,38 @@ impl Stream {
     pub(crate) fn arrive(&mut self, now: u64) {
         while !self.stalled && self.flying.front().is_some_and(|p| p.arrives <= now) {
             let piece = self.flying.pop_front().expect("there is one");
-            self.arrived.extend(piece.bytes);
+            if self.arrived.is_empty() {
+                self.arrived = piece.bytes;
+            } else {
+                self.arrived.extend_from_slice(&piece.bytes);
+            }
         }
+    }
+
+    /// The receiver reads `len` bytes, if that many have arrived.
+    fn take(&mut self, len: usize) -> Option<Vec<u8>> {
+        let bytes = self.arrived.get(self.read..self.read + len)?.to_vec();
+        self.read += len;
+        self.unread -= len;
+        if self.read == self.arrived.len() {
+            self.arrived.clear();
+            self.read = 0;
+        }
+        Some(bytes)
     }
 
     /// The next whole frame of what has arrived.
     pub(crate) fn next(&mut self) -> Option<Result<Arrived, String>> {
         if self.header.is_none() {
-            if self.arrived.len() < HEADER_LEN {
-                return None;
-            }
-            let bytes: Vec<u8> = self.arrived.drain(..HEADER_LEN).collect();
-            self.unread -= HEADER_LEN;
+            let bytes = self.take(HEADER_LEN)?;
             match self.reader.header(bytes.as_slice().try_into().expect("a header's length")) {
                 Ok(header) => self.header = Some(header),
                 Err(e) => return Some(Err(e.to_string())),
             }
         }
         let header = self.header.expect("just read");
-        if self.arrived.len() < header.body_len {
-            return None;
-        }
+        let body = self.take(header.body_len)?;
         self.header = None;
-        let body: Vec<u8> = self.arrived.drain(..header.body_len).collect();
-        self.unread -= header.body_len;
         Some(match header.decode(&body) {
             Ok(message) => {
                 let payload = (message.carries_payload() && !body.is_empty()).then_some(body);

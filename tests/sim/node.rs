@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use repblk::condition::{DiskState, Role};
-use repblk::meta::{DeviceFacts, FormatParams, Layout, PAGE_LEN, Page, Recovered, Unrecovered, format};
+use repblk::meta::{
+    DeviceFacts, FormatParams, Layout, MetaPage, Note, PAGE_LEN, Page, Recovered, RecoveryError, Unrecovered, format,
+};
 use repblk::units::{ByteRange, ClusterId, DiskInstance, Moment, PeerNo, SessionId, VolumeId};
 use repblk::volume::io::{PeerView, Snapshot};
 use repblk::volume::{PaceLimits, Volume, VolumeConfig};
 
-use crate::disk::SimDisk;
+use crate::disk::{Image, SimDisk};
 use crate::pool::Pool;
 use crate::rng::Rng;
 use crate::swarm::Options;
@@ -22,9 +24,33 @@ pub(crate) fn letter(node: usize) -> char {
     if node == 0 { 'A' } else { 'B' }
 }
 
+/// A short name for what recovery noted.
+fn word(note: &Note) -> &'static str {
+    match note {
+        Note::SuperblockCopy => "one superblock is damaged",
+        Note::LogUnusable(_) => "the activity log is unusable",
+        Note::BitmapPages { .. } => "bitmap pages are damaged",
+        _ => "something else is damaged",
+    }
+}
+
 /// The name of a node in the configuration.
 fn name(node: usize) -> String {
     ["alpha", "beta"][node].to_owned()
+}
+
+/// What `repblk init` writes.
+pub(crate) fn blank(instance: DiskInstance, options: &Options) -> Vec<MetaPage> {
+    format(&FormatParams {
+        cluster: ClusterId(7),
+        cluster_name: "sim".to_owned(),
+        volume: VolumeId(9),
+        volume_name: "v".to_owned(),
+        instance,
+        data_len: options.data_len,
+        extent_len: options.extent_len,
+        al_slots: options.al_slots,
+    })
 }
 
 /// A running daemon.
@@ -61,6 +87,12 @@ pub(crate) struct Node {
     pub(crate) boot: u128,
     /// Identity of its copy.
     pub(crate) instance: DiskInstance,
+    /// Its process is stopped until then.
+    pub(crate) paused_until: u64,
+    /// A superblock was damaged since the disk was formatted: the other may be torn when it is needed.
+    pub(crate) superblock_damaged: bool,
+    /// A snapshot of an earlier time, and the identity of the copy then.
+    pub(crate) snapshot: Option<(DiskInstance, Image)>,
     /// The clock's start.
     clock_offset: u64,
     /// The clock's speed: this many millionths faster.
@@ -75,16 +107,7 @@ impl Node {
         let layout = Layout::for_data_len(options.data_len);
         let mut disk = SimDisk::new(options.data_len, layout.total_len(), options.disk_delay, rng.fork(1));
         disk.faults = options.disk_faults;
-        disk.format(&format(&FormatParams {
-            cluster: ClusterId(7),
-            cluster_name: "sim".to_owned(),
-            volume: VolumeId(9),
-            volume_name: "v".to_owned(),
-            instance,
-            data_len: options.data_len,
-            extent_len: options.extent_len,
-            al_slots: options.al_slots,
-        }));
+        disk.format(&blank(instance, options));
         Self {
             index,
             disk,
@@ -92,6 +115,9 @@ impl Node {
             life: 0,
             boot: u128::from(rng.next()) | 1,
             instance,
+            paused_until: 0,
+            superblock_damaged: false,
+            snapshot: None,
             clock_offset: rng.below(1 << 50),
             clock_ppm: if options.drift_ppm_max == 0 { 0 } else { rng.below(options.drift_ppm_max + 1) },
             entropy: rng.fork(2),
@@ -115,12 +141,17 @@ impl Node {
 
     /// Starts the daemon: recovers the metadata and makes a machine of it. False when the copy cannot be attached.
     ///
-    /// # Panics
-    /// When production recovery refuses metadata: the fault model never damages both superblocks.
-    pub(crate) fn start(&mut self, options: &Options) {
+    /// Gives what recovery found remarkable.
+    ///
+    /// # Errors
+    /// When there is no whole superblock.
+    pub(crate) fn start(&mut self, options: &Options) -> Result<Vec<String>, RecoveryError> {
         assert!(self.process.is_none(), "it is running already");
         self.life += 1;
-        let recovered = self.recover(options.data_len);
+        self.paused_until = 0;
+        let recovered = self.recover(options.data_len)?;
+        let mut found: Vec<String> = recovered.notes.iter().map(|note| format!("attach: {}", word(note))).collect();
+        found.push(format!("attach: continuity {:?}", recovered.continuity));
         let config = self.config(options);
         let entropy = self.entropy.next();
         let volume = Volume::new(config, recovered, entropy);
@@ -133,6 +164,7 @@ impl Node {
             wakes_now: 0,
             ending: false,
         });
+        Ok(found)
     }
 
     fn config(&self, options: &Options) -> VolumeConfig {
@@ -151,18 +183,23 @@ impl Node {
         }
     }
 
-    fn recover(&self, data_len: u64) -> Recovered {
+    /// The newest whole superblock on the disk, and where the zones stand.
+    pub(crate) fn read_superblock(&self, data_len: u64) -> Result<Unrecovered, RecoveryError> {
         let disk = &self.disk;
         let page = |copy: usize| -> Box<Page> {
             let bytes = disk.meta_bytes(ByteRange::new(Layout::superblock_offset(copy), PAGE_LEN as u64));
             bytes.into_boxed_slice().try_into().expect("one page")
         };
         let facts = DeviceFacts { data_len, metadata_len: Layout::for_data_len(data_len).total_len() };
-        let unrecovered = Unrecovered::read(&page(0), &page(1), facts)
-            .unwrap_or_else(|e| panic!("node {} cannot be attached: {e}", letter(self.index)));
+        Unrecovered::read(&page(0), &page(1), facts)
+    }
+
+    fn recover(&self, data_len: u64) -> Result<Recovered, RecoveryError> {
+        let disk = &self.disk;
+        let unrecovered = self.read_superblock(data_len)?;
         let log = unrecovered.activity_log_range().map(|range| disk.meta_bytes(range)).unwrap_or_default();
         let bitmaps = unrecovered.bitmap_ranges().map(|range| range.map(|range| disk.meta_bytes(range)));
-        unrecovered.recover(&log, bitmaps, self.boot)
+        Ok(unrecovered.recover(&log, bitmaps, self.boot))
     }
 
     /// The machine's view of itself, while there is one.

@@ -22,6 +22,8 @@ use crate::world::{Event, World};
 pub(crate) struct Operator {
     /// Copies that may not be promoted by themselves.
     pub(crate) excluded: [bool; 2],
+    /// Copies whose disk was exchanged and that have not rejoined: in a split it is they that are given up.
+    pub(crate) exchanged: [bool; 2],
     /// Only does what it is told; answers exclusions and nothing else.
     pub(crate) passive: bool,
     /// Lets nobody go on alone.
@@ -256,10 +258,7 @@ impl World {
         self.beats_cut_until = until;
         self.cut_now("partition");
         self.unreachable[peer] = true;
-        let sessions: Vec<_> = self.nodes[peer].running().sessions.keys().copied().collect();
-        for session in sessions {
-            self.host_gone(peer, session);
-        }
+        self.clients_turn_away(peer);
         self.operator.excluded[peer] = true;
         self.order(node, Command::Promote { force: false, peer_is_down: true });
     }
@@ -267,7 +266,11 @@ impl World {
     /// After a split brain: the copy to be given up is given up.
     pub(crate) fn resolve_split(&mut self) {
         let primaries = [0, 1].map(|n| self.nodes[n].is_primary(self.now));
-        let loser = usize::from(primaries[0]);
+        let loser = match self.operator.exchanged {
+            [true, false] => 0,
+            [false, true] => 1,
+            _ => usize::from(primaries[0]),
+        };
         if primaries[loser] {
             self.order(loser, Command::Demote { disconnect_clients: true });
         } else {

@@ -14,7 +14,7 @@ const SEEDS: &[(u64, &str)] = &[
 #[test]
 fn what_once_failed_does_not_fail_again() {
     for &(seed, name) in SEEDS {
-        if let Err(why) = crate::runner::check(seed) {
+        if let Err(why) = crate::runner::check(seed, crate::runner::Draw::First) {
             panic!("{name}: {why}");
         }
     }

@@ -12,9 +12,21 @@ use crate::swarm::{Options, SECOND};
 use crate::trace;
 use crate::world::World;
 
+/// Which faults a seed may draw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Draw {
+    /// Those that the first seeds had.
+    First,
+    /// All.
+    All,
+}
+
 /// Lives through the world of one seed.
-pub(crate) fn live(seed: u64) -> World {
-    let options = Options::draw(&mut Rng::new(seed ^ 0xA5A5_5A5A));
+pub(crate) fn live(seed: u64, draw: Draw) -> World {
+    let mut options = Options::draw(&mut Rng::new(seed ^ 0xA5A5_5A5A));
+    if draw == Draw::All {
+        options = options.harden(&mut Rng::new(seed ^ 0x5A5A_A5A5));
+    }
     let mut world = World::new(seed, options);
     world.begin();
     let founded = world.run_until(20 * SECOND, |w| w.operator.is_founded());
@@ -29,10 +41,10 @@ pub(crate) fn live(seed: u64) -> World {
 }
 
 /// Lives through a seed; a failure is lived through again, with its trace.
-pub(crate) fn check(seed: u64) -> Result<World, String> {
+pub(crate) fn check(seed: u64, draw: Draw) -> Result<World, String> {
     let attempt = |traced: bool, print: bool| {
         trace::start(traced, print);
-        catch_unwind(AssertUnwindSafe(|| live(seed))).map_err(|panic| {
+        catch_unwind(AssertUnwindSafe(|| live(seed, draw))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
         })
@@ -134,7 +146,7 @@ pub(crate) fn run(first: u64, count: u64, threads: u64, keep_going: bool) -> Tot
                     if seed >= first + count {
                         break;
                     }
-                    let outcome = check(seed);
+                    let outcome = check(seed, Draw::All);
                     if outcome.is_err() && !keep_going {
                         stop.store(true, Ordering::Relaxed);
                     }

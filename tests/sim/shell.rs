@@ -1,5 +1,7 @@
 //! The shell proper: one step of a machine, and what becomes of its effects.
 
+use std::rc::Rc;
+
 use repblk::units::{BufId, ByteRange, OpId, PeerNo, SessionId};
 use repblk::volume::io::{DiskError, Effect, HostError, Input, Report, SendBody};
 use repblk::wire::Message;
@@ -84,12 +86,14 @@ impl World {
                 }
                 Effect::Send { peer, connection, term, message, body } => {
                     self.is_the_peer(peer);
-                    let bytes = match body {
-                        None => Vec::new(),
-                        Some(SendBody::Slice(slice)) => self.nodes[node].running().pool.borrow(slice).to_vec(),
-                        Some(SendBody::Page(page)) => page.to_vec(),
-                    };
-                    self.send(node, connection, term, &message, &bytes);
+                    match body {
+                        None => self.send(node, connection, term, &message, &[]),
+                        Some(SendBody::Slice(slice)) => {
+                            let bytes = self.nodes[node].running().pool.borrow(slice);
+                            self.send(node, connection, term, &message, &bytes);
+                        }
+                        Some(SendBody::Page(page)) => self.send(node, connection, term, &message, &*page),
+                    }
                 }
                 Effect::CloseLink { peer, connection, why } => {
                     self.is_the_peer(peer);
@@ -109,7 +113,10 @@ impl World {
         for effect in later {
             match effect {
                 Effect::Reply { session, tag, result, buf, more } => {
-                    let bytes = buf.into_iter().chain(more).flat_map(|b| self.give_back(node, b)).collect::<Vec<_>>();
+                    let mut bytes = Vec::new();
+                    for buf in buf.into_iter().chain(more) {
+                        bytes.extend_from_slice(&self.give_back(node, buf));
+                    }
                     self.reply(node, session, tag, result, &bytes);
                 }
                 Effect::Release(buf) => {
@@ -127,10 +134,10 @@ impl World {
     }
 
     /// The machine gives a buffer back; a write whose client is gone is then done with here.
-    fn give_back(&mut self, node: usize, buf: BufId) -> Vec<u8> {
+    fn give_back(&mut self, node: usize, buf: BufId) -> Rc<[u8]> {
         let bytes = self.nodes[node].running().pool.take(buf);
         self.buffer_returned(node, buf);
-        bytes.to_vec()
+        bytes
     }
 
     fn submit(&mut self, node: usize, op: OpId, range: ByteRange, data: DataOp) {
@@ -143,6 +150,7 @@ impl World {
     /// A data operation ends.
     pub(crate) fn disk_done(&mut self, node: usize, op: OpId) {
         let Some(end) = self.nodes[node].disk.finish(op) else { return };
+        self.learn_lies(node);
         let result = match end {
             Ok(None) => Ok(None),
             Ok(Some(stamps)) => Ok(Some(self.nodes[node].running().pool.give(stamp::to_bytes(&stamps)))),

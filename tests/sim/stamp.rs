@@ -19,11 +19,20 @@ pub(crate) fn stamp(write: u64, sector: usize) -> u64 {
     write << SECTOR_BITS | (sector as u64 + 1)
 }
 
+/// Write numbers from here on are no writes: a disk made them up. Such a stamp keeps its value on its way through bytes.
+const ROT: u64 = 1 << 37;
+
+/// The stamp that rot number `number` leaves in `sector`.
+pub(crate) fn rot(number: u64, sector: usize) -> u64 {
+    stamp(ROT + number, sector)
+}
+
 /// The stamp as a reader of traces wants it: `write@sector`.
 pub(crate) fn show(stamp: u64) -> String {
     match stamp {
         ZERO => "zeros".to_owned(),
         s if s & GARBAGE != 0 => format!("garbage {:x}", s & !GARBAGE),
+        s if s >> SECTOR_BITS >= ROT => format!("rot{}@{}", (s >> SECTOR_BITS) - ROT, (s & ((1 << SECTOR_BITS) - 1)) - 1),
         s => format!("w{}@{}", s >> SECTOR_BITS, (s & ((1 << SECTOR_BITS) - 1)) - 1),
     }
 }

@@ -69,6 +69,26 @@ pub(crate) enum Event {
     Blow(Blow),
 }
 
+impl Event {
+    /// The node whose process has to run for this.
+    fn waits_for(&self) -> Option<usize> {
+        match *self {
+            Self::DiskDone { node, .. }
+            | Self::MetaDone { node, .. }
+            | Self::LinkUp { node, .. }
+            | Self::LinkDown { node, .. }
+            | Self::OldFrame { node, .. }
+            | Self::TurnEnd { node, .. }
+            | Self::Wake { node, .. }
+            | Self::PeerSeen { node, .. }
+            | Self::HostGone { node, .. }
+            | Self::Command { node, .. }
+            | Self::Stop { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+}
+
 /// Kinds of faults that happen by themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
@@ -86,6 +106,14 @@ pub(crate) enum Fault {
     Damage,
     /// The operator has a whim.
     Whim,
+    /// A sector of the data rots.
+    Rot,
+    /// A part of the metadata is damaged.
+    MetaDamage,
+    /// A disk is replaced by an empty one, or by an older copy of itself.
+    Replace,
+    /// A process is stopped for a while.
+    Pause,
 }
 
 /// A frame kept to turn up later.
@@ -263,6 +291,11 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        if let Some(node) = event.waits_for().filter(|&node| self.is_paused(node)) {
+            let resumes = self.nodes[node].paused_until;
+            self.at(resumes, event);
+            return;
+        }
         match event {
             Event::DiskDone { node, life, op } if self.lives(node, life) => self.disk_done(node, op),
             Event::MetaDone { node, life, op } if self.lives(node, life) => self.meta_done(node, op),
@@ -309,13 +342,28 @@ impl World {
     pub(crate) fn start(&mut self, node: usize) {
         trace!(self, Some(node), '!', "start");
         let options = self.options.clone();
-        self.nodes[node].start(&options);
-        self.step(node, Input::TurnEnd);
+        match self.nodes[node].start(&options) {
+            Ok(found) => {
+                // Both are whole: the next damage is a single one again.
+                self.nodes[node].superblock_damaged &= found.iter().any(|name| name.contains("superblock"));
+                for name in found {
+                    self.mark(&name);
+                }
+                self.step(node, Input::TurnEnd);
+            }
+            Err(e) => {
+                assert!(self.nodes[node].superblock_damaged, "node {} cannot be attached: {e}", letter(node));
+                trace!(self, Some(node), '!', "cannot be attached: {e}");
+                self.mark("attach: both superblocks are damaged");
+                self.replace_by_empty(node);
+                self.restart_after(node, 10 * MS);
+            }
+        }
     }
 
     fn heartbeat(&mut self) {
         for node in 0..2 {
-            let Some(view) = self.nodes[node].view(self.now) else { continue };
+            let Some(view) = self.nodes[node].view(self.now).filter(|_| !self.is_paused(node)) else { continue };
             let to = 1 - node;
             let lost = self.link_rng.chance(self.options.heartbeats_lost, 1000) || self.now < self.beats_cut_until;
             let delay = self.link_rng.wait(self.options.latency);
