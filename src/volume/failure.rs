@@ -10,9 +10,9 @@
 
 use crate::condition::{DiskState, Role};
 use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
-use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, SendBody};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::{Effects, Volume};
 use crate::wire::Message;

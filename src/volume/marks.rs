@@ -44,6 +44,7 @@ marks! {
     Forced = "a copy that lacks writes was promoted by force",
     Resumed = "a former primary asked for its role again",
     ResyncReadLate = "a block for a resync was read when the resync was gone",
+    ResyncCrowded = "a resync went on though the host filled the log",
     ResyncYielded = "a resync stepped over a range that a writer held",
     PeerReadWaited = "a read for the peer waited for its stream",
     ReadElsewhere = "a read that failed was tried on the peer",

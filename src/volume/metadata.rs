@@ -11,9 +11,9 @@ use std::time::Duration;
 use crate::condition::{Continuity, DiskState};
 use crate::meta::{MetaPage, activity_log};
 use crate::units::{Moment, OpId};
-use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{DiskError, Effect};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Link;
 use crate::volume::{Effects, Op, Volume};
 

@@ -10,9 +10,9 @@
 
 use crate::condition::{DiskState, Mode, Role};
 use crate::units::{BufId, ByteRange, ConnectionId, Moment, PeerNo, Seq, Term};
-use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{Effect, Report};
+use crate::volume::marks::Mark;
 use crate::volume::peer::{Exclusion, Link, Sync};
 use crate::volume::transfer_log::Cursor;
 use crate::volume::{Effects, Op, Volume};

@@ -10,9 +10,10 @@
 
 use crate::condition::{Mode, Role};
 use crate::units::{BLOCK_SIZE, BufId, ByteRange, Moment, PeerNo, Seq, SessionId};
-use crate::volume::marks::Mark;
 use crate::volume::hot_extents::Acquired;
 use crate::volume::io::{BufSlice, DiskError, Effect, HostError, HostOp, SendBody};
+use crate::volume::marks::Mark;
+use crate::volume::peer::Sync;
 use crate::volume::requests::{Change, Request, RequestId, Segment, SegmentId, Stage};
 use crate::volume::transfer_log::Entry;
 use crate::volume::{Effects, Op, Volume};
@@ -130,7 +131,7 @@ impl Volume {
             self.mark(Mark::RangeHeld);
             return Admission::Conflict;
         }
-        let log_full = !self.log_has_room();
+        let log_full = !self.log_has_room_for_host();
         if log_full || !self.backlog_has_room(now, segment.range.len()) {
             self.mark(if log_full { Mark::LogFull } else { Mark::BacklogFull });
             self.stable_goal = self.log.last();
@@ -163,6 +164,12 @@ impl Volume {
     /// True when one more write, or block of a resync, finds a place in the log.
     pub(super) fn log_has_room(&self) -> bool {
         self.log.len() + self.warming.len() + self.runs_reading < self.config.limits.log_entries
+    }
+
+    /// The same for a write of the host: a resync always finds one place, or a busy host would starve it.
+    fn log_has_room_for_host(&self) -> bool {
+        let resync = self.peers.iter().any(|peer| matches!(peer.sync(), Some(Sync::SourceRunning(_))));
+        self.log.len() + self.warming.len() + self.runs_reading + usize::from(resync) < self.config.limits.log_entries
     }
 
     /// What a writer of `range` keeps others out of: whole blocks, since a disk without smaller writes reads and

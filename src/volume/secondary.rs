@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 
 use crate::condition::Role;
 use crate::units::{BufId, ByteRange, Moment, PeerNo, Seq, Term};
-use crate::volume::marks::Mark;
 use crate::volume::io::{BufSlice, DiskError, Effect};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::requests::Change;
 use crate::volume::{Effects, Op, Volume};
@@ -85,7 +85,9 @@ impl Volume {
     pub(super) fn stream_started(&mut self, now: Moment, peer: PeerNo, term: Term, after: Seq, out: &mut Effects) {
         let fits =
             matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetRunning(_) | Sync::TargetPreparing(_)));
-        if self.role == Role::Primary || !fits || !self.stream_is_idle() || term < self.term() {
+        // A source that is not primary, and was granted a newer term while its word was under way, is no old primary.
+        let old = term < self.term() && self.peer(peer).role != Some(Role::Secondary);
+        if self.role == Role::Primary || !fits || !self.stream_is_idle() || old {
             let why =
                 format!("protocol error: it starts a stream at term {term}, which does not fit this node's state");
             self.drop_link(now, peer, why, out);

@@ -15,9 +15,9 @@
 use crate::condition::{DiskState, Role};
 use crate::meta::Page;
 use crate::units::{BLOCK_SIZE, BufId, ByteRange, ConnectionId, GenerationId, Moment, PeerNo};
-use crate::volume::marks::Mark;
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, Report, ResyncView, SendBody};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::resync::Outgoing;
 use crate::volume::transfer_log::Entry;
@@ -107,9 +107,17 @@ impl Volume {
 
     fn read_run(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) -> bool {
         let host_active = self.host_active;
-        // Half of the log stays free for the host.
-        if self.log.is_crowded() || !self.log_has_room() || !self.local_ok || self.transition.holds_requests() {
+        if !self.log_has_room() || !self.local_ok || self.transition.holds_requests() {
             return false;
+        }
+        // Half of the log stays free for the host; one run at a time may go on even when the host fills it.
+        let none_under_way =
+            matches!(self.peer(peer).sync(), Some(Sync::SourceRunning(o)) if o.reading + o.unstable == 0);
+        if self.log.is_crowded() {
+            if !none_under_way {
+                return false;
+            }
+            self.mark(Mark::ResyncCrowded);
         }
         let segment_blocks = (self.config.limits.segment_len / BLOCK_SIZE).max(1);
         let connection = self.peer(peer).connection().expect("the link is up");

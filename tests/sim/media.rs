@@ -48,7 +48,13 @@ pub(crate) enum Loss {
 impl<S: Copy + PartialEq> Media<S> {
     /// A stable device of `len` equal sectors.
     pub(crate) fn new(len: usize, content: S) -> Self {
-        Self { durable: vec![content; len], volatile: vec![content; len], above: BTreeMap::new(), tick: 0, touched: None }
+        Self {
+            durable: vec![content; len],
+            volatile: vec![content; len],
+            above: BTreeMap::new(),
+            tick: 0,
+            touched: None,
+        }
     }
 
     /// Sectors that may have changed since the last call, in no order and with repetitions; at the first call, every one.

@@ -1,5 +1,15 @@
 //! Seeds that once failed, each with the name of its fault. What it taught is a scenario of that name.
 
+use repblk::condition::DiskState;
+use repblk::volume::Limits;
+use repblk::volume::io::Command;
+
+use crate::story::Story;
+use crate::swarm::{MS, Options, SECOND};
+
+const A: usize = 0;
+const B: usize = 1;
+
 /// A seed and what was wrong.
 const SEEDS: &[(u64, &str)] = &[
     (3, "a pause outlived the link and the daemon that asked for it"),
@@ -18,4 +28,34 @@ fn what_once_failed_does_not_fail_again() {
             panic!("{name}: {why}");
         }
     }
+}
+
+/// A primary that died asks for its role while the resync from it is about to start: the peer's promise of the new term and the
+/// start of the stream cross, and the start speaks of the old term.
+#[test]
+fn a_claim_crosses_the_start_of_a_resync() {
+    for at in 0..40 {
+        let mut s = Story::with(300 + at, Options { clients: 1, latency: 2 * MS, ..Options::calm() });
+        s.load(100 * MS).cut_for(300 * MS).load(400 * MS).idles().w.kill(A);
+        s.start(A);
+        let met = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent, w.now));
+        if met {
+            s.wait(at * MS / 8);
+            // It may be refused; what counts is that nobody is accused of breaking the protocol (see `marks`).
+            let _ = s.tell(A, Command::Promote { force: false, peer_is_down: false });
+        }
+        s.ends();
+    }
+}
+
+/// The host keeps a small transfer log full for ever: the resync must come to its end all the same.
+#[test]
+fn a_busy_host_does_not_starve_a_resync() {
+    let limits = Limits { log_entries: 8, unstable_bytes: 8 << 10, ..Limits::default() };
+    let options = Options { limits, clients: 3, depth: 16, think: MS / 4, request_sectors_max: 8, ..Options::calm() };
+    let mut s = Story::with(31, options);
+    s.load(200 * MS).cut_for(200 * MS).load(400 * MS);
+    let synced = s.w.run_until(20 * SECOND, |w| w.settled());
+    assert!(synced, "the resync ends under load:\n  {}", s.w.summary());
+    s.ends();
 }

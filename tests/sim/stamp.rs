@@ -32,7 +32,9 @@ pub(crate) fn show(stamp: u64) -> String {
     match stamp {
         ZERO => "zeros".to_owned(),
         s if s & GARBAGE != 0 => format!("garbage {:x}", s & !GARBAGE),
-        s if s >> SECTOR_BITS >= ROT => format!("rot{}@{}", (s >> SECTOR_BITS) - ROT, (s & ((1 << SECTOR_BITS) - 1)) - 1),
+        s if s >> SECTOR_BITS >= ROT => {
+            format!("rot{}@{}", (s >> SECTOR_BITS) - ROT, (s & ((1 << SECTOR_BITS) - 1)) - 1)
+        }
         s => format!("w{}@{}", s >> SECTOR_BITS, (s & ((1 << SECTOR_BITS) - 1)) - 1),
     }
 }
