@@ -4,6 +4,7 @@
 //!
 //! - attach: modified bitmap pages, then the superblock with a new activity-log epoch; only then the first transaction;
 //! - eviction from the activity log: the bitmap pages of what is evicted, then the transaction;
+//! - a new generation: the data is flushed, then the superblock that names it;
 //! - a record's `full` mark is taken away when every page of its bitmap is durable.
 
 use std::time::Duration;
@@ -94,6 +95,12 @@ impl Volume {
     fn pump_superblock(&mut self, out: &mut Effects) {
         if self.book.is_settled() {
             return;
+        }
+        // One at a time: a flush under way may have begun before what the newest generation vouches for was written.
+        if self.lineage_flush.is_none() && self.book.begin_flush() {
+            let op = self.begin(Op::LineageFlush);
+            self.lineage_flush = Some(op);
+            out.push(Effect::DiskFlush { op });
         }
         let ops = &mut self.ops;
         if let Some((op, page)) = self.book.next_commit(|| OpId(u64::from(ops.insert(Op::Superblock)))) {
@@ -303,6 +310,7 @@ impl Volume {
                 self.resync_read_done(now, (peer, connection), range, result, out);
             }
             Op::StreamWrite { seq } => self.stream_written(now, seq, plain, out),
+            Op::LineageFlush => self.lineage_flushed(now, plain, out),
             Op::StreamFlush { covers } => self.stream_flushed(now, covers, plain, out),
             Op::PeerRead { peer, connection, id, len } => {
                 self.answer_peer_read((peer, connection), (id, len), result, out)
@@ -310,6 +318,15 @@ impl Volume {
             Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }
+        }
+    }
+
+    /// What a new generation vouches for is stable, or the disk has failed.
+    fn lineage_flushed(&mut self, now: Moment, result: Result<(), DiskError>, out: &mut Effects) {
+        self.lineage_flush = None;
+        match result {
+            Ok(()) => self.book.flushed(),
+            Err(error) => self.fail_local(now, "flush", error, out),
         }
     }
 

@@ -124,11 +124,28 @@ pub struct VolumeConfig {
 enum Op {
     SegmentWrite(SegmentId),
     HostRead(RequestId),
-    LocalFlush { covers: Seq },
-    ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
-    StreamWrite { seq: Seq },
-    StreamFlush { covers: Seq },
-    PeerRead { peer: PeerNo, connection: ConnectionId, id: u64, len: u32 },
+    LocalFlush {
+        covers: Seq,
+    },
+    ResyncRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        range: ByteRange,
+    },
+    /// A generation is about to be committed.
+    LineageFlush,
+    StreamWrite {
+        seq: Seq,
+    },
+    StreamFlush {
+        covers: Seq,
+    },
+    PeerRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        id: u64,
+        len: u32,
+    },
     Superblock,
     LogCommit,
     BitmapCommit,
@@ -176,6 +193,7 @@ pub struct Volume {
     log_writer: LogWriter,
     log_commit: LogCommit,
     bitmap_commit: Option<OpId>,
+    lineage_flush: Option<OpId>,
     bitmaps_flushed: Moment,
     swept: Moment,
     cooled: Moment,
@@ -265,6 +283,7 @@ impl Volume {
             hot: HotExtents::new(al_slots, extent_len),
             log_commit: LogCommit::Idle,
             bitmap_commit: None,
+            lineage_flush: None,
             bitmaps_flushed: Moment(0),
             swept: Moment(0),
             cooled: Moment(0),

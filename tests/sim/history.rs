@@ -17,8 +17,9 @@ use std::collections::BTreeSet;
 
 use crate::stamp;
 
-/// All nodes.
-pub(crate) const BOTH: u8 = 0b11;
+/// Both nodes of a pair.
+#[cfg(test)]
+const BOTH: u8 = 0b11;
 
 /// A node as a bit.
 pub(crate) fn bit(node: usize) -> u8 {
@@ -81,6 +82,8 @@ impl Version {
 /// The record of one run.
 #[derive(Debug)]
 pub(crate) struct History {
+    /// Every node, as bits.
+    all: u8,
     versions: Vec<Version>,
     sectors: Vec<Vec<u32>>,
     clock: u64,
@@ -93,8 +96,14 @@ const KEPT: usize = 10;
 
 impl History {
     /// Nothing was ever written.
-    pub(crate) fn new(sectors: usize) -> Self {
-        Self { versions: Vec::new(), sectors: vec![Vec::new(); sectors], clock: 0, excused: BTreeSet::new() }
+    pub(crate) fn new(sectors: usize, nodes: usize) -> Self {
+        Self {
+            all: (1 << nodes) - 1,
+            versions: Vec::new(),
+            sectors: vec![Vec::new(); sectors],
+            clock: 0,
+            excused: BTreeSet::new(),
+        }
     }
 
     /// A disk has lied: `sector` may hold this from now on.
@@ -129,7 +138,7 @@ impl History {
     fn add(&mut self, sector: usize, number: u32) {
         let (versions, list) = (&self.versions, &mut self.sectors[sector]);
         if list.len() > KEPT {
-            let safe = |v: &&Version| v.acknowledged && v.stable == BOTH;
+            let safe = |v: &&Version| v.acknowledged && v.stable == self.all;
             let floor = list.iter().map(|&n| &versions[n as usize]).filter(safe).map(|v| v.begun).max();
             list.retain(|&n| versions[n as usize].end.at().is_none_or(|end| floor.is_none_or(|f| end > f)));
         }
@@ -303,7 +312,7 @@ mod tests {
     use super::*;
 
     fn one() -> (History, u32, u64, u32, u64) {
-        let mut h = History::new(1);
+        let mut h = History::new(1, 2);
         let (a, sa) = h.begin(0, 1, false);
         h.acknowledged(a, BOTH, 0);
         let (b, sb) = h.begin(0, 1, false);

@@ -86,8 +86,8 @@ impl World {
 
     /// A disk is exchanged, when the other copy holds everything: two lost disks are nobody's to save.
     pub(crate) fn replace(&mut self, node: usize) {
-        let other = 1 - node;
-        let safe = self.nodes[other].disk_is(DiskState::UpToDate, self.now)
+        let other = 1 - node; // only pairs exchange disks
+        let safe = self.nodes[other].disk_is(DiskState::UpToDate)
             && !self.operator.excluded[other]
             && !self.nodes[other].disk.ever_failed
             && !self.memory.forked

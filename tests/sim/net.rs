@@ -156,11 +156,13 @@ impl Stream {
     }
 }
 
-/// A link between the two nodes. Index 0 is what node 0 sends.
+/// A link between two nodes.
 #[derive(Debug)]
 pub(crate) struct Link {
     /// Its identity.
     pub(crate) connection: ConnectionId,
+    /// The nodes at its ends, the lower first. What follows is by end.
+    pub(crate) ends: [usize; 2],
     /// What each node sends.
     pub(crate) streams: [Stream; 2],
     /// Which nodes have been told that it is up.
@@ -173,9 +175,19 @@ pub(crate) struct Link {
 
 impl Link {
     /// A new link.
-    pub(crate) fn new(connection: ConnectionId) -> Self {
+    pub(crate) fn new(connection: ConnectionId, ends: [usize; 2]) -> Self {
         let stream = || Stream::new(connection);
-        Self { connection, streams: [stream(), stream()], up: [false; 2], down: [false; 2], cut: false }
+        Self { connection, ends, streams: [stream(), stream()], up: [false; 2], down: [false; 2], cut: false }
+    }
+
+    /// The end at which a node is.
+    pub(crate) fn end(&self, node: usize) -> usize {
+        usize::from(self.ends[1] == node)
+    }
+
+    /// The node at the other end.
+    pub(crate) fn other(&self, node: usize) -> usize {
+        self.ends[1 - self.end(node)]
     }
 }
 

@@ -7,7 +7,7 @@ use repblk::condition::{DiskState, Role};
 use repblk::meta::{
     DeviceFacts, FormatParams, Layout, MetaPage, Note, PAGE_LEN, Page, Recovered, RecoveryError, Unrecovered, format,
 };
-use repblk::units::{ByteRange, ClusterId, DiskInstance, Moment, PeerNo, SessionId, VolumeId};
+use repblk::units::{ByteRange, ClusterId, DiskInstance, Moment, PeerNo, SessionId, Term, VolumeId};
 use repblk::volume::io::{PeerView, Snapshot};
 use repblk::volume::{PaceLimits, Volume, VolumeConfig};
 
@@ -16,12 +16,27 @@ use crate::pool::Pool;
 use crate::rng::Rng;
 use crate::swarm::Options;
 
-/// The one peer that each node has.
-pub(crate) const PEER: PeerNo = PeerNo(0);
+/// Nodes of a world, at most.
+pub(crate) const NODES_MAX: usize = 3;
+
+/// The nodes form a star: node A has a link to each other, and they have none among themselves.
+pub(crate) fn others(node: usize, nodes: usize) -> std::ops::Range<usize> {
+    if node == 0 { 1..nodes } else { 0..1 }
+}
+
+/// The number under which `node` knows `other`.
+pub(crate) fn peer_no(node: usize, other: usize) -> PeerNo {
+    PeerNo(if node == 0 { u8::try_from(other - 1).expect("few nodes") } else { 0 })
+}
+
+/// The node that `node` knows as `peer`.
+pub(crate) fn node_of(node: usize, peer: PeerNo) -> usize {
+    if node == 0 { usize::from(peer.0) + 1 } else { 0 }
+}
 
 /// How traces and reports name a node.
 pub(crate) fn letter(node: usize) -> char {
-    if node == 0 { 'A' } else { 'B' }
+    ['A', 'B', 'C'][node]
 }
 
 /// A short name for what recovery noted.
@@ -36,7 +51,7 @@ fn word(note: &Note) -> &'static str {
 
 /// The name of a node in the configuration.
 fn name(node: usize) -> String {
-    ["alpha", "beta"][node].to_owned()
+    ["alpha", "beta", "gamma"][node].to_owned()
 }
 
 /// What `repblk init` writes.
@@ -170,7 +185,7 @@ impl Node {
     fn config(&self, options: &Options) -> VolumeConfig {
         VolumeConfig {
             node: name(self.index),
-            peers: vec![name(1 - self.index)],
+            peers: others(self.index, options.nodes).map(name).collect(),
             mode: options.mode,
             peer_timeout: Duration::from_secs(3),
             ping_interval: Duration::from_millis(500),
@@ -207,27 +222,34 @@ impl Node {
         self.process.as_ref().map(|p| p.volume.snapshot(self.clock(now)))
     }
 
-    /// What the node's heartbeats say.
-    pub(crate) fn view(&self, now: u64) -> Option<PeerView> {
-        let snapshot = self.snapshot(now)?;
-        Some(PeerView {
-            instance: self.instance,
-            role: snapshot.role,
-            disk: snapshot.disk,
-            term: snapshot.term,
-            generation: snapshot.generation,
-            base_for_you: snapshot.peers[0].base,
-        })
+    /// What the node's heartbeats to `other` say.
+    pub(crate) fn view(&self, other: usize) -> Option<PeerView> {
+        self.process.as_ref().map(|p| p.volume.view_for(peer_no(self.index, other)))
+    }
+
+    /// What the node says of itself to anybody.
+    fn self_view(&self) -> Option<PeerView> {
+        self.process.as_ref().map(|p| p.volume.view_for(PeerNo(0)))
+    }
+
+    /// The node's role, while it runs.
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.self_view().map(|view| view.role)
+    }
+
+    /// The node's term, while it runs.
+    pub(crate) fn term(&self) -> Option<Term> {
+        self.self_view().map(|view| view.term)
     }
 
     /// True when the node serves clients.
-    pub(crate) fn is_primary(&self, now: u64) -> bool {
-        self.snapshot(now).is_some_and(|s| s.role == Role::Primary)
+    pub(crate) fn is_primary(&self) -> bool {
+        self.role() == Some(Role::Primary)
     }
 
     /// True when the node's disk state is `disk`.
-    pub(crate) fn disk_is(&self, disk: DiskState, now: u64) -> bool {
-        self.snapshot(now).is_some_and(|s| s.disk == disk)
+    pub(crate) fn disk_is(&self, disk: DiskState) -> bool {
+        self.self_view().is_some_and(|view| view.disk == disk)
     }
 
     /// The running machine.

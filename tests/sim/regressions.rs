@@ -4,6 +4,7 @@ use repblk::condition::DiskState;
 use repblk::volume::Limits;
 use repblk::volume::io::Command;
 
+use crate::media::Loss;
 use crate::story::Story;
 use crate::swarm::{MS, Options, SECOND};
 
@@ -38,12 +39,29 @@ fn a_claim_crosses_the_start_of_a_resync() {
         let mut s = Story::with(300 + at, Options { clients: 1, latency: 2 * MS, ..Options::calm() });
         s.load(100 * MS).cut_for(300 * MS).load(400 * MS).idles().w.kill(A);
         s.start(A);
-        let met = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent, w.now));
+        let met = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent));
         if met {
             s.wait(at * MS / 8);
             // It may be refused; what counts is that nobody is accused of breaking the protocol (see `marks`).
             let _ = s.tell(A, Command::Promote { force: false, peer_is_down: false });
         }
+        s.ends();
+    }
+}
+
+/// The secondary's process is killed, and as soon as the primary has recorded that it goes on alone, but before it may, it loses power.
+/// Its record calls the secondary behind, while only the secondary still has what both had acknowledged.
+#[test]
+fn a_generation_outlives_the_data_it_vouches_for() {
+    for seed in 1..=12 {
+        let options = Options { flush_every: 1000, clients: 2, loss: Some(Loss::Everything), ..Options::calm() };
+        let mut s = Story::with(400 + seed, options);
+        s.w.operator.mute = true;
+        s.load(300 * MS).w.kill(B);
+        // Both copies of the superblock are written by now, and no flush was due.
+        s.wait(seed * MS).w.power_loss(A);
+        s.w.operator.mute = false;
+        s.start(A).start(B).settles_with_somebody();
         s.ends();
     }
 }

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use repblk::units::{BufId, ByteRange, OpId, PeerNo, SessionId};
+use repblk::units::{BufId, ByteRange, ConnectionId, OpId, PeerNo, SessionId};
 use repblk::volume::io::{DiskError, Effect, HostError, Input, Report, SendBody};
 use repblk::wire::Message;
 
 use crate::disk::DataOp;
-use crate::node::PEER;
+use crate::node::node_of;
 use crate::stamp;
 use crate::story::Point;
 use crate::trace::trace;
@@ -85,7 +85,7 @@ impl World {
                     self.reached(Point::Commit(node));
                 }
                 Effect::Send { peer, connection, term, message, body } => {
-                    self.is_the_peer(peer);
+                    self.goes_to(node, peer, connection);
                     match body {
                         None => self.send(node, connection, term, &message, &[]),
                         Some(SendBody::Slice(slice)) => {
@@ -96,7 +96,7 @@ impl World {
                     }
                 }
                 Effect::CloseLink { peer, connection, why } => {
-                    self.is_the_peer(peer);
+                    self.goes_to(node, peer, connection);
                     self.mark_close(&why);
                     self.close_link(node, connection);
                 }
@@ -129,8 +129,10 @@ impl World {
         }
     }
 
-    fn is_the_peer(&self, peer: PeerNo) {
-        assert_eq!(peer, PEER, "there is one peer");
+    /// Links are known by their identity; a machine must not confuse its peers.
+    fn goes_to(&self, node: usize, peer: PeerNo, connection: ConnectionId) {
+        let to = self.links.iter().rev().find(|l| l.connection == connection).map(|l| l.other(node));
+        assert_eq!(to, Some(node_of(node, peer)), "{connection} is another peer's link");
     }
 
     /// The machine gives a buffer back; a write whose client is gone is then done with here.
@@ -167,7 +169,7 @@ impl World {
 
     fn reported(&mut self, node: usize, report: Report) {
         match report {
-            Report::ExclusionWanted { term, .. } => self.exclusion_wanted(node, term),
+            Report::ExclusionWanted { term, peer } => self.exclusion_wanted(node, node_of(node, peer), term),
             Report::DisconnectClients => {
                 let sessions: Vec<SessionId> = self.nodes[node].running().sessions.keys().copied().collect();
                 for session in sessions {

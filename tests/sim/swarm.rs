@@ -15,6 +15,8 @@ pub(crate) const SECOND: u64 = 1000 * MS;
 /// What one run is made of. A scenario starts from [`Options::calm`]; a seed from [`Options::draw`].
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// Nodes: 2, or 3, of which the first is the only one that is ever primary.
+    pub(crate) nodes: usize,
     /// Length of the data in bytes.
     pub(crate) data_len: u64,
     /// Slots of the activity log.
@@ -91,6 +93,7 @@ impl Options {
     /// A small volume, steady clients, no faults.
     pub(crate) fn calm() -> Self {
         Self {
+            nodes: 2,
             data_len: 1 << 20,
             al_slots: 8,
             extent_len: 64 << 10,
@@ -200,6 +203,17 @@ impl Options {
         }
     }
 
+    /// A primary with two secondaries. Nothing makes a secondary primary, and the primary's power stays: see `docs/testing.md`.
+    fn trio(mut self, rng: &mut Rng) -> Self {
+        self.nodes = 3;
+        self.mode = Mode::Sync;
+        self.careless = false;
+        self.disk_faults = DiskFaults::default();
+        self.replace_every = 0;
+        self.cut_every = rng.pick(&[self.cut_every, SECOND / 2, SECOND]);
+        self
+    }
+
     /// Adds what the first seeds did not know: disks that lie, rot or are exchanged, processes that stop for a while, and
     /// limits so small that they are met all the time. A draw of its own, so that old seeds keep their meaning.
     pub(crate) fn harden(mut self, rng: &mut Rng) -> Self {
@@ -213,6 +227,9 @@ impl Options {
         if rng.chance(1, 8) {
             self.disk_faults.dropped = rng.pick(&[0, 2000]);
             self.disk_faults.misdirected = rng.pick(&[0, 2000]);
+        }
+        if rng.chance(1, 6) {
+            self = self.trio(rng);
         }
         if rng.chance(1, 5) {
             self.limits.log_entries = rng.pick(&[8, 16, 32]);

@@ -12,7 +12,7 @@ use repblk::wire::Message;
 use crate::client::Client;
 use crate::history::History;
 use crate::net::Link;
-use crate::node::{Node, letter};
+use crate::node::{NODES_MAX, Node, letter, others, peer_no};
 use crate::operator::Operator;
 use crate::rng::Rng;
 use crate::story::{Blow, Trap};
@@ -46,7 +46,7 @@ pub(crate) enum Event {
     /// Heartbeats are sent.
     Heartbeat,
     /// A heartbeat arrives.
-    PeerSeen { node: usize, life: u64, view: PeerView },
+    PeerSeen { node: usize, life: u64, from: usize, view: PeerView },
     /// A client looks for something to do.
     ClientTick { client: usize },
     /// The shell learns that a client is gone.
@@ -135,8 +135,8 @@ pub(crate) struct World {
     pub(crate) now: u64,
     /// What this run is made of.
     pub(crate) options: Options,
-    /// The two servers.
-    pub(crate) nodes: [Node; 2],
+    /// The servers.
+    pub(crate) nodes: Vec<Node>,
     /// Links, oldest first; only the last can be alive.
     pub(crate) links: Vec<Link>,
     /// No link can be made before this time.
@@ -144,9 +144,9 @@ pub(crate) struct World {
     /// No heartbeat arrives before this time.
     pub(crate) beats_cut_until: u64,
     /// Clients cannot reach these nodes.
-    pub(crate) unreachable: [bool; 2],
+    pub(crate) unreachable: [bool; NODES_MAX],
     /// A frame of the present link for each receiver, to turn up when it is an old one.
-    pub(crate) keepsakes: [Option<OldFrame>; 2],
+    pub(crate) keepsakes: [Option<OldFrame>; NODES_MAX],
     /// The clients.
     pub(crate) clients: Vec<Client>,
     /// What they did.
@@ -177,7 +177,8 @@ impl World {
     /// Two formatted hosts, off, and nothing else.
     pub(crate) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let nodes = [Node::new(0, &options, &mut rng.fork(10)), Node::new(1, &options, &mut rng.fork(11))];
+        let labels = [10, 11, 14].into_iter().enumerate().take(options.nodes);
+        let nodes: Vec<Node> = labels.map(|(n, label)| Node::new(n, &options, &mut rng.fork(label))).collect();
         let sectors = usize::try_from(options.data_len / 512).expect("small");
         Self {
             now: 0,
@@ -185,10 +186,10 @@ impl World {
             links: Vec::new(),
             data_cut_until: 0,
             beats_cut_until: 0,
-            unreachable: [false; 2],
-            keepsakes: [None, None],
+            unreachable: [false; NODES_MAX],
+            keepsakes: [const { None }; NODES_MAX],
             clients: Vec::new(),
-            history: History::new(sectors),
+            history: History::new(sectors, options.nodes),
             operator: Operator::default(),
             answers: BTreeMap::new(),
             trap: None,
@@ -209,7 +210,7 @@ impl World {
 
     /// Both daemons start; clients, heartbeats, dialers, checkers and the operator begin their rounds.
     pub(crate) fn begin(&mut self) {
-        for node in 0..2 {
+        for node in 0..self.nodes.len() {
             let life = self.nodes[node].life;
             let delay = self.rng.wait(MS);
             self.after(delay, Event::Start { node, life });
@@ -310,8 +311,8 @@ impl World {
             }
             Event::Wake { node, life } if self.lives(node, life) => self.wake(node),
             Event::Heartbeat => self.heartbeat(),
-            Event::PeerSeen { node, life, view } if self.lives(node, life) => {
-                self.step(node, Input::PeerSeen { peer: crate::node::PEER, view });
+            Event::PeerSeen { node, life, from, view } if self.lives(node, life) => {
+                self.step(node, Input::PeerSeen { peer: peer_no(node, from), view });
             }
             Event::ClientTick { client } => self.client_tick(client),
             Event::HostGone { node, life, session } if self.lives(node, life) => self.host_gone(node, session),
@@ -324,7 +325,8 @@ impl World {
                 self.start(node);
             }
             Event::Unstall { link, from } => {
-                self.links[link].streams[from].stalled = false;
+                let end = self.links[link].end(from);
+                self.links[link].streams[end].stalled = false;
                 self.deliver(link, from);
             }
             Event::Blow(blow) => self.fall(blow),
@@ -362,14 +364,14 @@ impl World {
     }
 
     fn heartbeat(&mut self) {
-        for node in 0..2 {
-            let Some(view) = self.nodes[node].view(self.now).filter(|_| !self.is_paused(node)) else { continue };
-            let to = 1 - node;
+        let pairs = (0..self.nodes.len()).flat_map(|node| others(node, self.nodes.len()).map(move |to| (node, to)));
+        for (node, to) in pairs.collect::<Vec<_>>() {
+            let Some(view) = self.nodes[node].view(to).filter(|_| !self.is_paused(node)) else { continue };
             let lost = self.link_rng.chance(self.options.heartbeats_lost, 1000) || self.now < self.beats_cut_until;
             let delay = self.link_rng.wait(self.options.latency);
             if !lost && self.nodes[to].process.is_some() {
                 let life = self.nodes[to].life;
-                self.after(delay, Event::PeerSeen { node: to, life, view });
+                self.after(delay, Event::PeerSeen { node: to, life, from: node, view });
             }
         }
         self.after(300 * MS, Event::Heartbeat);
@@ -388,7 +390,7 @@ impl World {
 
     /// One line that says how things are.
     pub(crate) fn summary(&self) -> String {
-        (0..2)
+        (0..self.nodes.len())
             .map(|n| match self.nodes[n].snapshot(self.now) {
                 None => format!("{}: down", letter(n)),
                 Some(s) => format!(
@@ -401,7 +403,7 @@ impl World {
                     s.frozen,
                     s.requests,
                     s.unstable_writes,
-                    s.peers[0]
+                    s.peers
                 ),
             })
             .collect::<Vec<_>>()
