@@ -16,9 +16,18 @@ mod formatting;
 mod hostile;
 mod ledger;
 mod links;
+#[path = "../sim/media.rs"]
+#[expect(dead_code, reason = "the simulator also damages its media")]
+mod media;
 mod modes;
 mod node;
 mod pair;
+mod power;
+mod powered;
 mod proxy;
 mod raw_nbd;
+#[path = "../sim/rng.rs"]
+#[expect(dead_code, reason = "the simulator also draws waiting times")]
+mod rng;
+mod shim;
 mod tools;
