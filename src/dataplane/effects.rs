@@ -37,9 +37,10 @@ impl<M: Machine> Shell<M> {
                 for buf in self.releases.drain(..) {
                     self.pool.release(buf);
                 }
+                self.engine.start()?;
                 self.tell_outcomes();
             }
-            // Not only what effects asked for: when one job of an operation ends, the next one follows without any effect.
+            // When one job of an operation ends, the next one follows without any effect.
             self.engine.start()?;
             if self.doomed.is_empty() {
                 return Ok(());
