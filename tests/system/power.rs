@@ -197,7 +197,7 @@ fn a_disk_that_is_slow_to_flush_promises_no_less() {
         shim.set(crate::shim::Faults {
             flush_time: Duration::from_millis(40),
             write_time: Duration::from_millis(1),
-            ..Default::default()
+            ..crate::shim::Faults::NONE
         });
     }
     let ledger = Ledger::mixed(&powered.places(), WRITERS, BLOCKS, 15);

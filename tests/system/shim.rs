@@ -32,7 +32,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 type Sector = [u8; SECTOR];
 
 /// What is wrong with the disk at present.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
     pub(crate) reads_fail: bool,
     pub(crate) writes_fail: bool,
@@ -41,6 +41,16 @@ pub(crate) struct Faults {
     /// How long a flush takes. What is written meanwhile is not covered by it.
     pub(crate) flush_time: Duration,
     pub(crate) write_time: Duration,
+}
+
+impl Faults {
+    pub(crate) const NONE: Self = Self {
+        reads_fail: false,
+        writes_fail: false,
+        flushes_fail: false,
+        flush_time: Duration::ZERO,
+        write_time: Duration::ZERO,
+    };
 }
 
 struct Disk {
@@ -81,7 +91,7 @@ impl Shim {
         media.flushed(media.mark());
         let disk = Disk {
             media,
-            faults: Faults::default(),
+            faults: Faults::NONE,
             frozen: false,
             over: false,
             era: 0,
