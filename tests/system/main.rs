@@ -32,6 +32,7 @@ mod raw_nbd;
 #[path = "../sim/rng.rs"]
 #[expect(dead_code, reason = "the simulator also draws waiting times")]
 mod rng;
+mod roles;
 mod shim;
 mod tools;
 mod weather;

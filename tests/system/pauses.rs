@@ -36,6 +36,19 @@ fn primary(pair: &Pair) -> &Node {
     })
 }
 
+/// Kills the primary while both are in sync, promotes the other one, and starts the killed one again.
+#[track_caller]
+fn take_over(pair: &mut Pair, ledger: &Ledger) {
+    pair.wait_in_sync();
+    let alpha = primary(pair).name == pair.alpha.name;
+    let (dies, lives) = if alpha { (&mut pair.alpha, &pair.beta) } else { (&mut pair.beta, &pair.alpha) };
+    dies.kill();
+    crate::failover::take_over(lives, &["promote", "--peer-is-down"]);
+    println!("{} has taken over", lives.name);
+    ledger.wait_more(10, LONG);
+    dies.start();
+}
+
 #[track_caller]
 fn end(pair: &Pair, ledger: Ledger) {
     let serving = primary(pair);
@@ -56,10 +69,15 @@ fn daemons_that_are_killed_again_and_again_lose_nothing() {
     let ledger = Ledger::mixed(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS, seed);
     for turn in 0..from_environment(TURNS) {
         ledger.wait_more(rng.between(1, 80), LONG);
+        if rng.chance(1, 3) {
+            take_over(&mut pair, &ledger);
+            continue;
+        }
         let both = rng.chance(1, 3);
         let first = rng.coin();
         for alpha in [first, !first].into_iter().take(1 + usize::from(both)) {
-            if alpha { pair.alpha.kill() } else { pair.beta.kill() }
+            let node = if alpha { &mut pair.alpha } else { &mut pair.beta };
+            node.kill();
         }
         // Back in either order, and without waiting until what the last kill left behind is copied.
         let first = rng.coin();

@@ -17,7 +17,7 @@ const ROUNDS: (&str, u64) = ("REPBLK_POWER_ROUNDS", 4);
 const SEED: (&str, u64) = ("REPBLK_POWER_SEED", 1);
 
 fn setup(mode: &'static str) -> Setup {
-    Setup { size: 8 * MIB, mode, volume_keys: "peer_timeout_ms = 1000\nping_interval_ms = 250", ..Setup::default() }
+    Setup { size: 8 * MIB, mode, volume_keys: "peer_timeout_ms = 2000\nping_interval_ms = 250", ..Setup::default() }
 }
 
 /// What happens in a round, under load, with both in sync before.

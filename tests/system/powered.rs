@@ -17,7 +17,7 @@ pub(crate) const BETA: usize = 1;
 pub(crate) enum Parting {
     /// The kernel has time to close the connections.
     Noticed,
-    /// Connections end in silence.
+    /// Connections end in silence, until the node is started again.
     Silent,
 }
 
@@ -78,6 +78,7 @@ impl Powered {
     #[track_caller]
     pub(crate) fn start(&mut self, which: usize) {
         self.shims[which].settle();
+        self.pair.proxy.mend();
         node_mut(&mut self.pair, which).start();
     }
 
@@ -93,11 +94,6 @@ impl Powered {
         }
         self.shims[which].freeze();
         self.fall(which);
-        if parting == Parting::Silent {
-            // Nothing of the dead node comes out of the proxy's buffers either.
-            self.pair.proxy.reset();
-            self.pair.proxy.mend();
-        }
     }
 
     /// The power of both goes, in one moment.

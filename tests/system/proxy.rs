@@ -197,6 +197,8 @@ fn pump(mut from: TcpStream, mut into: TcpStream, way: Way, weather: &Mutex<Weat
             break;
         }
     }
+    // A cable that carries nothing does not carry the end of a connection either.
+    let _ = passes(weather, way, &mut []);
     let _ = from.shutdown(Shutdown::Both);
     let _ = into.shutdown(Shutdown::Both);
 }
@@ -213,11 +215,11 @@ fn passes(weather: &Mutex<Weather>, way: Way, chunk: &mut [u8]) -> Option<Passag
             thread::sleep(LOOK_INTERVAL);
             continue;
         }
-        if state.damage.is_some_and(|(which, len_min)| which == way && chunk.len() >= len_min) {
+        if state.damage.is_some_and(|(which, len_min)| which == way && chunk.len() >= len_min.max(1)) {
             chunk[chunk.len() / 2] ^= 0x10;
             state.damage = None;
         }
-        let torn = state.tear.take_if(|which| *which == way).is_some();
+        let torn = !chunk.is_empty() && state.tear.take_if(|which| *which == way).is_some();
         let bytes = u64::try_from(chunk.len()).expect("a chunk is small");
         let rate_time = state.rate.map_or(0, |rate| bytes * 1_000_000 / rate.max(1));
         let len = if torn { chunk.len() / 2 } else { chunk.len() };
