@@ -101,7 +101,7 @@ pub enum LogError {
 }
 
 /// Makes the transactions of one epoch. Owns the slot table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LogWriter {
     instance: DiskInstance,
     al_epoch: u64,

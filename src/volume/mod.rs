@@ -134,7 +134,7 @@ enum Op {
 }
 
 /// One volume on one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Volume {
     config: VolumeConfig,
     layout: Layout,

@@ -36,7 +36,7 @@ enum Applied {
 }
 
 /// The stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stream {
     peer: PeerNo,
     /// The link is still there: acknowledgements are wanted.

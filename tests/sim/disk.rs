@@ -63,7 +63,7 @@ pub(crate) enum DataOp {
     Flush,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     first: usize,
     len: usize,
@@ -72,7 +72,7 @@ struct InFlight {
 }
 
 /// Both devices of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SimDisk {
     /// The volume's data, one stamp for each sector.
     pub(crate) data: Media<u64>,

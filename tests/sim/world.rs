@@ -23,7 +23,7 @@ use crate::trace::trace;
 const EVENTS_MAX: u64 = 3_000_000;
 
 /// Something that will happen. What belongs to one life of a process carries it, and is dropped in another.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// A data operation ends.
     DiskDone { node: usize, life: u64, op: OpId },
@@ -102,6 +102,7 @@ pub(crate) struct OldFrame {
 }
 
 /// Everything.
+#[derive(Clone)]
 pub(crate) struct World {
     /// Virtual nanoseconds since the start.
     pub(crate) now: u64,
