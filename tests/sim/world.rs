@@ -4,6 +4,7 @@
 //! a seeded generator, and nothing depends on addresses, hashes or the wall clock.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use repblk::units::{ConnectionId, OpId, SessionId, Term, Ticket};
 use repblk::volume::io::{Command, HostOp, Input, PeerView, Refusal};
@@ -132,6 +133,8 @@ pub(crate) struct World {
     pub(crate) trap: Option<Trap>,
     /// Faults still happen.
     pub(crate) trouble: bool,
+    /// Looks at the world after each event.
+    pub(crate) probe: Option<Rc<dyn Fn(&Self)>>,
     /// What checkers remember.
     pub(crate) memory: crate::checkers::Memory,
     /// Coverage: how often something happened, by name.
@@ -166,6 +169,7 @@ impl World {
             answers: BTreeMap::new(),
             trap: None,
             trouble: false,
+            probe: None,
             memory: crate::checkers::Memory::default(),
             marks: BTreeMap::new(),
             link_rng: rng.fork(12),
@@ -225,6 +229,9 @@ impl World {
             self.handled += 1;
             assert!(self.handled < EVENTS_MAX, "the world spins: {event:?}");
             self.happen(event);
+            if let Some(probe) = self.probe.clone() {
+                probe(self);
+            }
         }
         self.now = end;
     }
