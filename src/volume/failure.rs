@@ -111,6 +111,7 @@ impl Volume {
             superblock.peers[slot].full = true;
             superblock.lineage.advance(generation);
         });
+        self.flush_before_generation(out);
         let name = self.peer(peer).name.clone();
         Self::changed("generation", old, generation, format!("{name} lost its disk and goes on with this one"), out);
     }

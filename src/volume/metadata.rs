@@ -89,7 +89,7 @@ impl Volume {
     }
 
     fn pump_superblock(&mut self, out: &mut Effects) {
-        if self.book.is_settled() {
+        if self.book.is_settled() || self.generation_flush.is_some() {
             return;
         }
         let ops = &mut self.ops;
@@ -292,6 +292,7 @@ impl Volume {
             Op::SegmentWrite(segment) => self.segment_written(now, segment, plain, out),
             Op::HostRead(request) => self.host_read_done(request, result, out),
             Op::LocalFlush { covers } => self.local_flushed(now, covers, plain, out),
+            Op::GenerationFlush => self.generation_flushed(now, op, plain, out),
             Op::ResyncRead { peer, connection, range } => {
                 self.resync_read_done(now, (peer, connection), range, result, out);
             }

@@ -267,6 +267,7 @@ impl Volume {
     /// Mints a generation that absent peers do not have.
     pub(super) fn leave_behind(&mut self, then: Option<Then>, why: &str, out: &mut Effects) {
         let next = self.mint();
+        self.flush_before_generation(out);
         let fresh = self.book.get().lineage.is_fresh();
         let absent: Vec<usize> = self
             .peer_numbers()

@@ -274,6 +274,7 @@ impl Volume {
         if !good && !fresh {
             // The copy lacks writes that its current generation may stand for. It must not pass for their descendant.
             let next = self.mint();
+            self.flush_before_generation(out);
             let history = self.book.get().lineage.history;
             let slots: Vec<usize> = self.peer_numbers().map(|p| self.slot(p)).collect();
             self.book.change(|superblock| {
