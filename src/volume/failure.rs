@@ -78,6 +78,7 @@ impl Volume {
                 self.drop_link(now, peer, "this node's disk failed before the peer had everything".into(), out);
                 continue;
             }
+            crate::marks::reached("a primary goes on with its peer's disk");
             let generation = self.mint();
             self.book.change(|superblock| superblock.lineage.advance(generation));
             // From here on a write counts when the peer has it, in every mode.

@@ -89,7 +89,11 @@ impl Volume {
     }
 
     fn pump_superblock(&mut self, out: &mut Effects) {
-        if self.book.is_settled() || self.generation_flush.is_some() {
+        if self.book.is_settled() {
+            return;
+        }
+        if self.generation_flush.is_some() {
+            crate::marks::reached("a generation waits for the data before it");
             return;
         }
         let ops = &mut self.ops;
@@ -117,6 +121,7 @@ impl Volume {
             })
             .collect();
         if self.bitmap_commit.is_some() || self.commit_bitmaps(now, needed, out) {
+            crate::marks::reached("the activity log waits for bitmap pages");
             return;
         }
         let updates: Vec<_> =

@@ -210,8 +210,7 @@ fn enumerate(workload: &'static str, run: impl Fn(&mut dyn FnMut(&mut World))) {
     let pass = |odds: (u64, u64), only: Option<String>| {
         let singles = if everything { usize::MAX } else { SINGLES };
         let rng = Rng::new(seed);
-        let prober =
-            Prober { workload, only, odds, singles, rng, seen: 0, forks: 0, tried: 0, failures: Vec::new() };
+        let prober = Prober { workload, only, odds, singles, rng, seen: 0, forks: 0, tried: 0, failures: Vec::new() };
         let prober = Rc::new(RefCell::new(prober));
         let shared = Rc::clone(&prober);
         run(&mut |w| {
@@ -239,7 +238,15 @@ fn first_word(failure: &str) -> &str {
 }
 
 fn options() -> Options {
-    Options { data_len: 1 << 20, clients: 1, depth: 3, think: 10 * MS, request_sectors_max: 16, flush_every: 6, ..Options::calm() }
+    Options {
+        data_len: 1 << 20,
+        clients: 1,
+        depth: 3,
+        think: 10 * MS,
+        request_sectors_max: 16,
+        flush_every: 6,
+        ..Options::calm()
+    }
 }
 
 /// A workload that starts from a founded pair, both in sync.

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use repblk::meta::{DeviceFacts, FormatParams, Layout, LogWriter, MetaPage, PAGE_LEN, Page, Recovered, Superblock, Unrecovered, format};
+use repblk::meta::{
+    DeviceFacts, FormatParams, Layout, LogWriter, MetaPage, PAGE_LEN, Page, Recovered, Superblock, Unrecovered, format,
+};
 use repblk::units::{BLOCK_SIZE, ClusterId, DiskInstance, ExtentNo, VolumeId};
 
 use crate::media::Media;

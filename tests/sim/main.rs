@@ -5,6 +5,7 @@
 
 mod checkers;
 mod client;
+mod coverage;
 mod crash_points;
 mod disk;
 mod faults;

@@ -167,7 +167,7 @@ impl Model {
 
 impl Happening {
     fn number(self) -> u64 {
-        format!("{self:?}").bytes().fold(7, |n, byte| n * 31 + u64::from(byte))
+        format!("{self:?}").bytes().fold(7u64, |n, byte| n.wrapping_mul(31).wrapping_add(u64::from(byte)))
     }
 }
 
@@ -195,7 +195,8 @@ fn exhaust(name: &'static str, events: &[Happening], begin: impl Fn(&mut Story))
     s.load(60 * MS).rest();
     begin(&mut s);
     s.w.data_cut_until = u64::MAX;
-    let mut model = Model { name, only, seed: number("REPBLK_ORDER_SEED").unwrap_or(1), orders: 0, failures: Vec::new() };
+    let mut model =
+        Model { name, only, seed: number("REPBLK_ORDER_SEED").unwrap_or(1), orders: 0, failures: Vec::new() };
     model.grow(&s.w, &mut Vec::new(), events);
     println!("{name}: {} orders of {} events", model.orders, events.len());
     for failure in model.failures.iter().take(5) {

@@ -38,14 +38,24 @@ const AXES: &[Axis] = &[
     Axis { name: "role", values: 2, core: true, set: |g, v| g.role = [Role::Secondary, Role::Primary][v] },
     Axis { name: "was_primary", values: 2, core: true, set: |g, v| g.was_primary = v == 1 },
     Axis { name: "dirty_blocks", values: 2, core: true, set: |g, v| g.dirty_blocks = v as u64 * 7 },
-    Axis { name: "continuity", values: 2, core: true, set: |g, v| g.continuity = [Continuity::Lost, Continuity::Clean][v] },
+    Axis {
+        name: "continuity",
+        values: 2,
+        core: true,
+        set: |g, v| g.continuity = [Continuity::Lost, Continuity::Clean][v],
+    },
     Axis { name: "discard", values: 2, core: true, set: |g, v| g.discard = v == 1 },
     Axis { name: "full", values: 2, core: false, set: |g, v| g.full = v == 1 },
-    Axis { name: "kept by", values: 2, core: false, set: |g, v| {
-        if v == 1 && g.continuity == Continuity::Clean {
-            g.continuity = Continuity::SameBoot;
-        }
-    } },
+    Axis {
+        name: "kept by",
+        values: 2,
+        core: false,
+        set: |g, v| {
+            if v == 1 && g.continuity == Continuity::Clean {
+                g.continuity = Continuity::SameBoot;
+            }
+        },
+    },
     Axis { name: "mode", values: 3, core: false, set: |g, v| g.mode = [Mode::Sync, Mode::SemiSync, Mode::Async][v] },
     Axis { name: "term", values: 2, core: false, set: |g, v| g.term = Term(1 + v as u64) },
 ];
@@ -64,8 +74,7 @@ fn descents(own: u64) -> Vec<(Lineage, GenerationId)> {
     };
     // 1 and 2 were common to both; what is above 10 was minted by one node alone; the peer may have taken it over since.
     let other = 30 - own;
-    let lines: [&[u64]; 8] =
-        [&[], &[1], &[1, 2], &[1, own], &[1, own, own + 1], &[1, 2, own], &[1, other], &[own + 5]];
+    let lines: [&[u64]; 8] = [&[], &[1], &[1, 2], &[1, own], &[1, own, own + 1], &[1, 2, own], &[1, other], &[own + 5]];
     let mut all = Vec::new();
     for steps in lines {
         let lineage = line(steps);

@@ -102,6 +102,9 @@ pub(crate) struct OldFrame {
     pub(crate) payload: Option<Vec<u8>>,
 }
 
+/// Is shown the world after each event.
+pub(crate) type Probe = Rc<dyn Fn(&World)>;
+
 /// Everything.
 #[derive(Clone)]
 pub(crate) struct World {
@@ -134,7 +137,7 @@ pub(crate) struct World {
     /// Faults still happen.
     pub(crate) trouble: bool,
     /// Looks at the world after each event.
-    pub(crate) probe: Option<Rc<dyn Fn(&Self)>>,
+    pub(crate) probe: Option<Probe>,
     /// What checkers remember.
     pub(crate) memory: crate::checkers::Memory,
     /// Coverage: how often something happened, by name.
