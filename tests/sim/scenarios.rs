@@ -78,9 +78,10 @@ fn the_primary_loses_power_and_returns_first() {
 #[test]
 fn what_both_copies_held_survives_the_loss_of_the_link_and_of_the_cache_of_the_primary() {
     for seed in 1..=6 {
-        let calm = Options { flush_every: 1000, clients: 2, loss: Some(Loss::Everything), ..Options::calm() };
+        let calm =
+            Options { flush_every: 1000, clients: 2, span: 256, loss: Some(Loss::Everything), ..Options::calm() };
         let mut s = Story::with(seed, calm);
-        s.load(200 * MS).cut_for(SECOND).load(5 * MS * seed).w.power_loss(A);
+        s.load(200 * MS).cut_for(SECOND).load(20 * MS * seed).w.power_loss(A);
         s.start(A).settles_with_somebody();
         s.ends();
     }
