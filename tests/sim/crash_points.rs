@@ -286,7 +286,7 @@ fn crash_points_of_a_link_lost_and_found_again() {
 fn crash_points_of_a_full_resync() {
     enumerate("full-resync", |arm| {
         let mut s = founded(arm);
-        assert_eq!(s.tell(B, Command::Resync { full: true, discard_local: false }), Ok(()));
+        assert_eq!(s.tell(B, Command::Resync { full: true, discard: None }), Ok(()));
         s.load(100 * MS).settles();
     });
 }
