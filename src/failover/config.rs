@@ -74,7 +74,7 @@ pub struct Timing {
     pub fence_delay: Duration,
     /// A fence or an agent that could prove nothing is asked again after this long.
     pub proof_again: Duration,
-    /// After a change of roles, silence alone causes no other for this long.
+    /// After an automatic failover, silence alone causes no other for this long.
     pub dwell: Duration,
     /// Silence alone promotes only a copy that was in sync for this long.
     pub settled: Duration,

@@ -181,7 +181,9 @@ impl Ear {
     /// When [`suspicion`](Self::suspicion) changes, if nothing is heard.
     #[must_use]
     pub fn deadline(&self, now: Moment, patience: u32) -> Option<Moment> {
-        [self.late_at(), self.silent_at(patience)].into_iter().flatten().filter(|&at| at > now).min()
+        let silent = self.silent_at(patience)?;
+        let late = self.late_at().filter(|&late| late > now && late < silent);
+        late.or((silent > now).then_some(silent))
     }
 
     /// This node slept: the silence until `now` does not count.
@@ -306,7 +308,7 @@ mod tests {
     #[test]
     fn silence_is_late_then_silent_and_never_before_the_floor() {
         let sentry = trained();
-        let said = |ms| sentry.suspicion(at(10_000 + ms));
+        let said = |ms: u64| sentry.suspicion(at(10_000 + ms));
         assert_eq!((said(399), said(400)), (Suspicion::Heard, Suspicion::Late));
         assert_eq!((said(1_199), said(1_200)), (Suspicion::Late, Suspicion::Silent));
         assert_eq!(sentry.deadline(at(10_000)), Some(at(10_400)));

@@ -60,7 +60,7 @@ use crate::failover::book::{Book, News, State};
 use crate::failover::config::{Arbiter, Config};
 use crate::failover::decision::{Verdict, decide};
 use crate::failover::detector::Sentry;
-use crate::failover::history::{Episode, History};
+use crate::failover::history::{Cause, Episode, History};
 use crate::failover::io::{Ask, Beat, Directive, Effect, Input, ProofWord, VolumeView};
 use crate::failover::lease::{Lease, Patience};
 pub use crate::failover::plan::{Plan, Question};
@@ -400,7 +400,7 @@ impl Failover {
 
     fn dwelt(&self, now: Moment) -> bool {
         let timing = &self.config.timing;
-        let last = self.book.record().map_or(&self.past, |record| &record.history).episodes().last();
+        let last = self.history().iter().rev().find(|episode| episode.cause == Cause::Automatic);
         let unix = self.unix_ms(now);
         let rested = last.is_none_or(|e| Duration::from_millis(unix.saturating_sub(e.at_unix_ms)) >= timing.dwell);
         // A copy that was in sync for long enough stays eligible when its link is lost; another becomes so in time.

@@ -195,9 +195,9 @@ impl Script {
         match words {
             [who, "primary"] => world.nodes[node(who)].copy.role == Role::Primary,
             [who, "secondary"] => world.nodes[node(who)].copy.role == Role::Secondary,
+            ["nobody", "acks"] => !acks(world, 0) && !acks(world, 1),
             [who, "acks"] => acks(world, node(who)),
             [who, "frozen"] => world.nodes[node(who)].copy.role == Role::Primary && !acks(world, node(who)),
-            ["nobody", "acks"] => !acks(world, 0) && !acks(world, 1),
             [who, "says", rule] => world.nodes[node(who)].rule.is_some_and(|said| said.name() == *rule),
             [who, "in", "sync"] => world.nodes[node(who)].copy.in_sync,
             [who, disk @ ("outdated" | "uptodate")] => world.nodes[node(who)].copy.disk.word() == *disk,
