@@ -122,7 +122,8 @@ impl Failover {
         }
         self.echoes[path] = Some((beat.incarnation, beat.sequence, now));
         self.heard = Some((now, beat));
-        self.read_now |= beat.look;
+        // Two primaries: the record says which of them is one.
+        self.read_now |= beat.look || (beat.role == Role::Primary && self.volume.role == Role::Primary);
         self.learn_from(now, &beat, sent);
         if beat.probe && !self.sent.is_empty() {
             let answer = self.beat(now, path, true, false);

@@ -90,6 +90,8 @@ pub struct Failover {
     patience: Patience,
     stage: Stage,
     volume: VolumeView,
+    /// The volume has said how it is.
+    attached: bool,
     /// The term at which the record names this node, taken in this life.
     holding: Option<Term>,
     inquiry: Option<Inquiry>,
@@ -156,6 +158,7 @@ impl Failover {
             patience: Patience::starting(now, timing.claim_wait()),
             stage: Stage::Rest,
             volume: VolumeView::default(),
+            attached: false,
             holding: None,
             inquiry: None,
             next_proof: 1,
@@ -228,7 +231,9 @@ impl Failover {
     /// What follows from how things are; nothing in here waits for an edge that could be missed.
     fn settle(&mut self, now: Moment, out: &mut Effects) {
         self.notice(now);
-        self.advance(now, out);
+        if self.attached {
+            self.advance(now, out);
+        }
         self.keep_record(now, out);
         self.keep_lease(now, out);
         self.keep_beating(now, out);
@@ -254,6 +259,7 @@ impl Failover {
 
     fn volume_changed(&mut self, now: Moment, view: VolumeView, out: &mut Effects) {
         let old = std::mem::replace(&mut self.volume, view);
+        self.attached = true;
         if old.role != view.role {
             self.role_since = now;
         }

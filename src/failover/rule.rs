@@ -37,7 +37,6 @@ rules! {
     PeerWonFence "peer-won-fence" "The fence says that the peer is primary: this node stops serving and follows.",
     GatewayFrozen "gateway-frozen" "The gateway does not answer, so this node may be the one that is cut off: writes wait.",
     Readmit "readmit" "The peer holds everything again and every new write waits for it: the record counts it in sync again.",
-    Renew "renew" "The lease is renewed in the record.",
     HandOver "hand-over" "The operator hands the role to the peer.",
 
     // The standby: what takes over.

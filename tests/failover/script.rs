@@ -15,7 +15,7 @@
 //! disk a outdated|inconsistent|diverged|failed|stalled
 //! clock a fast|slow              its clock runs off by the configured bound
 //! ask a promote [force] [peer-is-down] | ask a hand-over | ask a maintenance on|off
-//! expect a primary | a secondary | a says RULE | a acks | a frozen | answer a ok|RULE | nobody acks | link up
+//! expect a primary | a secondary | a says RULE | a acks | a frozen | answer a ok|RULE | nobody acks | somebody acks
 //! expect within 7s a primary     as soon as it is so, and no later
 //! backup | restore               of the arbiter
 //! ```
@@ -195,6 +195,7 @@ impl Script {
         match words {
             [who, "primary"] => world.nodes[node(who)].copy.role == Role::Primary,
             [who, "secondary"] => world.nodes[node(who)].copy.role == Role::Secondary,
+            ["somebody", "acks"] => acks(world, 0) || acks(world, 1),
             ["nobody", "acks"] => !acks(world, 0) && !acks(world, 1),
             [who, "acks"] => acks(world, node(who)),
             [who, "frozen"] => world.nodes[node(who)].copy.role == Role::Primary && !acks(world, node(who)),

@@ -106,13 +106,15 @@ pub enum Meeting {
     Even,
     /// The copy of this index is the source.
     From(usize),
+    /// Both are primary: one of them will learn from the record that it is not.
+    Wait,
     SplitBrain,
 }
 
 pub fn meet(copies: [&Copy; 2]) -> Meeting {
     let [a, b] = copies;
     if a.role == Role::Primary && b.role == Role::Primary {
-        return Meeting::SplitBrain;
+        return Meeting::Wait;
     }
     if a.generation() == b.generation() {
         let worth = |copy: &Copy| match copy.disk {

@@ -781,7 +781,8 @@ impl<F: Fate> World<F> {
                     self.say("split brain".into());
                 }
             }
-            meeting => {
+            Meeting::Wait => {}
+            meeting @ (Meeting::Even | Meeting::From(_)) => {
                 self.links += 1;
                 self.link = Some(self.links);
                 self.say(format!("link up: {meeting:?}"));
@@ -795,7 +796,7 @@ impl<F: Fate> World<F> {
                         self.nodes[1 - source].copy.disk = DiskState::Inconsistent;
                         self.at(RESYNC, Event::Resynced { link, source });
                     }
-                    _ => self.even(),
+                    Meeting::Even | Meeting::Wait | Meeting::SplitBrain => self.even(),
                 }
                 (0..2).for_each(|node| self.look(node));
             }
