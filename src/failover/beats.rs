@@ -8,6 +8,7 @@ use crate::failover::config::Arbiter;
 use crate::failover::detector::Suspicion;
 use crate::failover::io::{Beat, Echo, Effect};
 use crate::failover::stage::Stage;
+use crate::failover::view::{Recorded, Writer};
 use crate::failover::{Effects, Failover};
 use crate::units::Moment;
 
@@ -26,11 +27,11 @@ impl Failover {
         self.sent.iter().rev().find(|(number, _)| *number == echo.sequence).map(|(_, at)| *at)
     }
 
-    /// True when this node will keep to what it says with `patient`.
+    /// True when this node will keep to what it says with `patient`: it claims only from another's record, and only after its wait.
     fn is_patient(&self) -> bool {
-        self.config.arbiter == Arbiter::Etcd
-            && self.volume.role == Role::Secondary
+        self.volume.role == Role::Secondary
             && self.stage == Stage::Rest
+            && self.recorded() == Recorded::Known(Writer::Other)
             && !self.book.in_doubt()
     }
 
@@ -135,6 +136,7 @@ impl Failover {
         let counted = self.book.record().is_some_and(|record| record.in_sync.contains(&beat.instance));
         if let (Some(sent), true, true, Role::Secondary) = (sent, beat.patient, counted, beat.role)
             && self.holding.is_some()
+            && beat.term <= self.volume.term
         {
             // The only other copy that could claim has promised to wait.
             self.lease.renewed(sent);

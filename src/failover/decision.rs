@@ -46,6 +46,8 @@ pub fn decide(view: &View) -> Decision {
 fn primary(view: &View) -> Decision {
     match (view.wish, view.arbiter) {
         (Wish::Promote | Wish::Force, _) => (Rule::AlreadyPrimary, Verdict::Refuse),
+        // Where nobody but an operator promotes, it is for the operator to say which copy is kept.
+        (_, Arbiter::Etcd | Arbiter::Fence | Arbiter::Agent) if view.overruled => (Rule::Overruled, Verdict::StandDown),
         (_, Arbiter::Etcd) => primary_by_record(view),
         (_, Arbiter::Fence) if view.waits => primary_by_fence(view),
         (_, Arbiter::Agent | Arbiter::None) if view.waits => {

@@ -295,7 +295,7 @@ pub enum ArbiterRequest {
 /// What the own volume has to do. Each ends in a [`VolumeView`] that shows it, or in [`Input::VolumeRefused`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Directive {
-    /// Make the term durable, refuse everything of older terms, and take no link until released or promoted.
+    /// Make the term durable, refuse everything of older terms, and take no link until released or promoted. A primary ignores it.
     Promise {
         /// The term.
         term: Term,
@@ -304,7 +304,7 @@ pub enum Directive {
     },
     /// The promise is not needed any more: links are taken again. The term stays.
     Release,
-    /// Become primary at the promised term.
+    /// Become primary at the promised term. Ignored while that is under way; refused when another term, or none, was promised.
     TakeOver {
         /// The term.
         term: Term,

@@ -366,6 +366,7 @@ impl Failover {
             deaf: self.sentry.deaf(now),
             peer_stalled: heard.is_some_and(|beat| beat.disk_stalled),
             peer_primary: heard.is_some_and(|beat| beat.role == Role::Primary),
+            overruled: heard.is_some_and(|beat| beat.role == Role::Primary && beat.term > self.volume.term),
             peer_in_sync: self.volume.peer_in_sync,
             peer_outdated: self.peer_outdated,
             waits: self.volume.exclusion.is_some(),

@@ -24,6 +24,7 @@ rules! {
     // The primary.
     Serving "serving" "This node is primary and nothing is missing.",
     NotTheWriter "not-the-writer" "The arbiter's record names another node or a newer term: this node stops serving and follows.",
+    Overruled "overruled" "The peer is primary at a newer term: this node stops serving and follows.",
     InLimbo "in-limbo" "The outcome of the last change of the record is not known: nothing is decided until it is.",
     AskRecord "ask-record" "The peer is lost: the record must name this node alone before anything is acknowledged alone.",
     ArbiterSilentFrozen "arbiter-silent-frozen" "The peer is lost and the arbiter does not answer: writes wait. They go on when either is back.",

@@ -65,6 +65,7 @@ fn is_alarm(rule: Rule) -> bool {
     matches!(
         rule,
         R::NotTheWriter
+            | R::Overruled
             | R::ArbiterSilentFrozen
             | R::ExclusionRecorded
             | R::ExclusionFenced
@@ -94,14 +95,7 @@ impl Failover {
             Stage::Promising { term, rule, force } => self.promising(now, term, rule, force, out),
             Stage::Claiming { term, rule, force } => self.claiming(now, term, rule, force, out),
             Stage::Starting { term, force, .. } => self.direct(now, Directive::TakeOver { term, force }, out),
-            Stage::Draining { ticket } => {
-                if self.recorded() == Recorded::Known(Writer::Me) {
-                    self.direct(now, Directive::Drain, out);
-                } else {
-                    out.push(Effect::Answer { ticket, result: Err(Rule::NotTheWriter) });
-                    self.come_to_rest(out);
-                }
-            }
+            Stage::Draining { ticket } => self.draining(now, ticket, out),
             Stage::Offering { ticket, until } => self.offering(now, ticket, until, out),
         }
     }
@@ -146,6 +140,21 @@ impl Failover {
                 self.stage = Stage::Promising { term, rule, force };
                 self.promising(now, term, rule, force, out);
             }
+        }
+    }
+
+    /// What is under way may need the peer, and the peer may be lost meanwhile: then it is excluded as at any other time.
+    fn draining(&mut self, now: Moment, ticket: Ticket, out: &mut Effects) {
+        let view = self.view(now);
+        let (rule, verdict) = decide(&view);
+        if verdict == Verdict::StandDown {
+            out.push(Effect::Answer { ticket, result: Err(rule) });
+            self.come_to_rest(out);
+        } else if let (Verdict::Allow, Some(number)) = (verdict, self.volume.exclusion) {
+            self.tell(rule, &view, out);
+            self.direct(now, Directive::Exclude { number }, out);
+        } else if !view.waits {
+            self.direct(now, Directive::Drain, out);
         }
     }
 
@@ -361,6 +370,10 @@ impl Failover {
             }
         } else if let (false, Some(next)) = (self.book.is_stale(), self.maintained(out)) {
             self.book.swap(now, next, out);
+        } else if let (false, true, Some(record)) = (self.book.is_stale(), self.book.in_doubt(), self.book.record()) {
+            // The same again, only newer: what is in doubt comes to nothing, or has been done.
+            let same = record.clone();
+            self.book.swap(now, same, out);
         } else if self.read_now || self.book.is_stale() || !self.book.answers(now, poll) {
             self.read_now = false;
             self.book.read(now, out);

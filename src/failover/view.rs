@@ -108,6 +108,8 @@ pub struct View {
     pub peer_stalled: bool,
     /// The peer said lately that it is primary.
     pub peer_primary: bool,
+    /// The peer is primary at a newer term than this node knew.
+    pub overruled: bool,
     /// The peer holds everything, and every write waits for it.
     pub peer_in_sync: bool,
     /// The peer has made durable that it is outdated, since it was asked to.
@@ -170,6 +172,7 @@ impl View {
             deaf: false,
             peer_stalled: false,
             peer_primary: role == Role::Secondary,
+            overruled: false,
             peer_in_sync: true,
             peer_outdated: false,
             waits: false,
@@ -273,7 +276,7 @@ impl fmt::Display for View {
 impl View {
     /// The flags, by name.
     #[must_use]
-    pub fn flags(&self) -> [(&'static str, bool); 26] {
+    pub fn flags(&self) -> [(&'static str, bool); 27] {
         [
             ("link", self.link),
             ("carrier", self.carrier),
@@ -286,6 +289,7 @@ impl View {
             ("deaf", self.deaf),
             ("peer-stalled", self.peer_stalled),
             ("peer-primary", self.peer_primary),
+            ("overruled", self.overruled),
             ("peer-in-sync", self.peer_in_sync),
             ("peer-outdated", self.peer_outdated),
             ("waits", self.waits),

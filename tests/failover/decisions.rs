@@ -74,6 +74,7 @@ fn set(view: &mut View, word: &str) {
         "accept-split-brain" => &mut view.accept_split_brain,
         "peer-primary" => &mut view.peer_primary,
         "peer-in-sync" => &mut view.peer_in_sync,
+        "overruled" => &mut view.overruled,
         "peer-outdated" => &mut view.peer_outdated,
         "waits" => &mut view.waits,
         "answers" => &mut view.answers,

@@ -106,7 +106,7 @@ pub enum Meeting {
     Even,
     /// The copy of this index is the source.
     From(usize),
-    /// Both are primary: one of them will learn from the record that it is not.
+    /// One of them is primary and should not be any more: it will learn that, and then both meet again.
     Wait,
     SplitBrain,
 }
@@ -131,6 +131,8 @@ pub fn meet(copies: [&Copy; 2]) -> Meeting {
     match (a.lineage.contains(&b.generation()), b.lineage.contains(&a.generation())) {
         (true, false) if b.role == Role::Secondary => Meeting::From(0),
         (false, true) if a.role == Role::Secondary => Meeting::From(1),
+        // A primary that is behind was superseded, and will learn it.
+        (true, false) | (false, true) => Meeting::Wait,
         _ => Meeting::SplitBrain,
     }
 }

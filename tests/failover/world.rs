@@ -157,6 +157,8 @@ pub struct Node {
     past: History,
     view: Option<VolumeView>,
     woken_at: u64,
+    /// When the last directive arrives.
+    directed_at: u64,
 }
 
 pub struct World<F> {
@@ -215,6 +217,7 @@ impl<F: Fate> World<F> {
             past: History::default(),
             view: None,
             woken_at: u64::MAX,
+            directed_at: 0,
         };
         let mut world = Self {
             now: 1_000_000_000,
@@ -482,7 +485,10 @@ impl<F: Fate> World<F> {
                 let fault = self.fate.strikes(Place::Directive);
                 let late = if let Fault::Late(more) = fault { more } else { Duration::ZERO };
                 self.strike(node, fault);
-                self.at(HOP + late, Event::Direct { node, life, directive });
+                // Late or not, they come in the order in which they were given.
+                let at = (self.now + ns(HOP + late)).max(self.nodes[node].directed_at);
+                self.nodes[node].directed_at = at;
+                self.at(Duration::from_nanos(at - self.now), Event::Direct { node, life, directive });
             }
             Effect::Lease { until } => {
                 self.nodes[node].lease = until;
@@ -630,6 +636,9 @@ impl<F: Fate> World<F> {
         let copy = &mut self.nodes[node].copy;
         match directive {
             Directive::Promise { term, part } => {
+                if copy.role == Role::Primary {
+                    return;
+                }
                 // Nothing is taken from here on, and durable it is a moment later.
                 copy.promised = None;
                 if part {
@@ -682,6 +691,7 @@ impl<F: Fate> World<F> {
                 copy.term = copy.term.max(term);
                 copy.promised = Some(term);
             }
+            Durable::Primary { term, .. } if copy.promised != Some(term) => {}
             Durable::Primary { term, force } => {
                 copy.promised = None;
                 copy.role = Role::Primary;
