@@ -19,7 +19,7 @@
 //! | 1 | [`wire`] | format: what two nodes say to each other |
 //! | 1 | [`meta`] | format: what a copy keeps on its disk besides the data |
 //! | 2 | [`volume`] | machine: one volume on one node; everything that decides about data |
-//! | 3 | `failover` | machine: when to promote (not built yet) |
+//! | 3 | [`failover`] | machine: when to promote, when to go on alone, when to stop |
 //! | 4 | [`dataplane`] | shell: one thread for each volume, its disk and its sockets |
 //! | 4 | [`daemon`] | shell: configuration, negotiation, links, control |
 //! | 5 | [`cli`] | shell: the `repblk` command |
@@ -61,6 +61,7 @@ pub mod cli;
 pub mod condition;
 pub mod daemon;
 pub mod dataplane;
+pub mod failover;
 pub mod generation;
 pub mod marks;
 pub mod meta;
