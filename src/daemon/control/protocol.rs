@@ -23,6 +23,28 @@ pub struct Request {
     pub ask: Ask,
 }
 
+impl Request {
+    /// The request on a line, with or without its newline.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        // The version first: another one may have another shape.
+        let value: serde_json::Value =
+            serde_json::from_slice(line).map_err(|error| format!("a request is a JSON object: {error}"))?;
+        let version = value.get("version").and_then(serde_json::Value::as_u64);
+        if version != Some(VERSION.into()) {
+            let theirs = version.map_or("none".to_owned(), |version| version.to_string());
+            return Err(format!(
+                "this daemon ({}) speaks version {VERSION} on its control socket, the client {theirs}; use the repblk command \
+                 of the daemon's version, or restart the daemon after an upgrade",
+                env!("CARGO_PKG_VERSION")
+            ));
+        }
+        serde_json::from_value(value).map_err(|error| format!("the request cannot be understood: {error}"))
+    }
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
