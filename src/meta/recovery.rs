@@ -59,8 +59,8 @@ pub enum RecoveryError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Note {
-    /// One copy of the superblock is damaged, and it may have been the newer one.
-    SuperblockInDoubt,
+    /// One copy of the superblock is torn or damaged.
+    SuperblockCopy,
     /// The activity log does not tell what was hot.
     LogUnusable(LogError),
     /// The activity log names an extent behind the data.
@@ -79,10 +79,10 @@ pub enum Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SuperblockInDoubt => write!(
+            Self::SuperblockCopy => write!(
                 f,
-                "one copy of the superblock is damaged, not torn, and may have been the newer one: every block counts as \
-                 dirty towards every peer; check this disk"
+                "one of the two copies of the superblock is torn or damaged; the other one is whole, is used, and replaces \
+                 it. After a power loss this is ordinary; after anything else check this disk"
             ),
             Self::LogUnusable(e) => write!(f, "{e}: every block counts as dirty towards every peer"),
             Self::ExtentBehindData(extent) => write!(
@@ -106,7 +106,7 @@ pub struct Unrecovered {
     pub superblock: Superblock,
     /// Where the other zones stand.
     pub layout: Layout,
-    in_doubt: bool,
+    other_is_damaged: bool,
 }
 
 /// A copy as it may be attached.
@@ -122,9 +122,6 @@ pub struct Recovered {
     pub continuity: Continuity,
     /// Extents that the activity log made dirty.
     pub hot_extents: usize,
-    /// A newer superblock may have been lost: term, lineage and disk state may be one update old. The copy must not be
-    /// served, or promoted by itself, before a peer or the arbiter has confirmed them.
-    pub in_doubt: bool,
     /// For the operator's log.
     pub notes: Vec<Note>,
 }
@@ -144,7 +141,7 @@ impl Unrecovered {
         if layout.total_len() > facts.metadata_len {
             return Err(RecoveryError::MetadataLen { found: facts.metadata_len, expected: layout.total_len() });
         }
-        Ok(Self { superblock, layout, in_doubt: choice.in_doubt })
+        Ok(Self { superblock, layout, other_is_damaged: choice.other_is_damaged })
     }
 
     /// The activity log's bytes to read, from the start of the metadata area; `None` when nothing can be hot.
@@ -166,8 +163,8 @@ impl Unrecovered {
         let mut notes = Vec::new();
         let superblock = &self.superblock;
         let hot = if superblock.clean { Some(Vec::new()) } else { self.hot(al_zone, &mut notes) };
-        if self.in_doubt {
-            notes.push(Note::SuperblockInDoubt);
+        if self.other_is_damaged {
+            notes.push(Note::SuperblockCopy);
         }
         let bitmaps = slots().map(|slot| {
             let record = &superblock.peers[usize::from(slot.0)];
@@ -178,7 +175,7 @@ impl Unrecovered {
                     Bitmap::new(superblock.data_len)
                 };
                 match &hot {
-                    Some(hot) if !record.full && !self.in_doubt => {
+                    Some(hot) if !record.full => {
                         for &extent in hot {
                             bitmap.set(superblock.extent_range(extent));
                         }
@@ -197,9 +194,8 @@ impl Unrecovered {
         };
         Recovered {
             bitmaps,
-            continuity: if self.in_doubt { Continuity::Lost } else { continuity },
+            continuity,
             hot_extents: hot.map_or(0, |hot| hot.len()),
-            in_doubt: self.in_doubt,
             notes,
             layout: self.layout,
             superblock: self.superblock,
@@ -208,7 +204,7 @@ impl Unrecovered {
 
     fn needs_bitmap(&self, slot: PeerNo) -> bool {
         let record = &self.superblock.peers[usize::from(slot.0)];
-        record.is_used() && !record.full && !self.in_doubt
+        record.is_used() && !record.full
     }
 
     /// The hot extents, or `None` when everything may have been.

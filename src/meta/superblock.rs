@@ -147,13 +147,13 @@ pub struct Superblock {
     pub peers: [PeerRecord; PEER_SLOTS],
 }
 
-/// The superblock found, and whether a newer one may have stood in the other copy.
+/// The superblock found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The newest whole superblock.
     pub superblock: Superblock,
-    /// The other copy is damaged in a way that a power loss cannot explain: a newer superblock may have been lost.
-    pub in_doubt: bool,
+    /// The other copy is no whole superblock. Every durable change stands in both, so nothing is lost.
+    pub other_is_damaged: bool,
 }
 
 impl Superblock {
@@ -225,10 +225,8 @@ impl Superblock {
 
     /// The newest whole superblock of the two copies.
     ///
-    /// The update of a superblock completes before anything relies on it, and completes with all eight sectors. So when
-    /// one copy is not whole, an intact sector in it that is *not* of the chosen superblock's successor (or two of
-    /// different tries) proves that no successor completed: the copy was being written, or it rotted while it was the
-    /// older one. Without such proof the answer is `in_doubt`.
+    /// A change counts as durable when both copies carry it (`volume::book` writes one after the other). So each copy
+    /// alone holds everything that anything relied on, and whether the other one was torn or rotted makes no difference.
     ///
     /// # Errors
     /// When no copy is usable, a newer program wrote one, or they belong to different disk instances.
@@ -239,22 +237,14 @@ impl Superblock {
             (Ok(a), Ok(b)) if a.instance != b.instance => Err(DifferentInstances(a.instance, b.instance)),
             (Ok(a), Ok(b)) => {
                 let superblock = if a.sequence > b.sequence { a } else { b };
-                Ok(Choice { superblock, in_doubt: false })
+                Ok(Choice { superblock, other_is_damaged: false })
             }
-            (Ok(superblock), Err(_)) => Ok(superblock.chosen_beside(b, 1)),
-            (Err(_), Ok(superblock)) => Ok(superblock.chosen_beside(a, 0)),
+            (Ok(superblock), Err(_)) | (Err(_), Ok(superblock)) => Ok(Choice { superblock, other_is_damaged: true }),
             (Err(NotFormatted), Err(NotFormatted)) => Err(NotFormatted),
             (Err(e), Err(NotFormatted | Damaged)) | (Err(NotFormatted | Damaged), Err(e)) | (Err(e), Err(_)) => {
                 Err(if e == NotFormatted { Damaged } else { e })
             }
         }
-    }
-
-    fn chosen_beside(self, other: &Page, copy: usize) -> Choice {
-        let successor = Stamp { epoch: 0, sequence: self.sequence + 1 };
-        let seen = sectors::inspect(KIND, Layout::superblock_offset(copy), other);
-        let in_doubt = !sectors::disprove(&seen, self.instance, successor);
-        Choice { superblock: self, in_doubt }
     }
 
     /// The layout of the metadata area that this superblock is part of.

@@ -2,6 +2,10 @@
 //!
 //! Changes are made in memory at once and written by one commit at a time; whoever must not act before a change is durable
 //! leaves a [`Then`] with the change's version. This is how "persist, then tell" is said everywhere in the machine.
+//!
+//! A change is *durable* when both copies of the superblock carry it: commits go to the two copies in turn, until none is
+//! older than the last change. So the loss of either copy, by whatever damage, never loses a generation, a term or a
+//! role that anything relied on, and recovery has nothing to guess.
 
 use crate::meta::{MetaPage, PeerRecord, Superblock};
 use crate::units::{GenerationId, OpId, PeerNo, Term};
@@ -39,14 +43,15 @@ pub(crate) struct Book {
     version: u64,
     /// Version in the commit under way.
     committing: Option<(OpId, u64)>,
-    durable: u64,
+    /// Version that the last commit wrote, and the one before it: what the two copies hold.
+    held: [u64; 2],
     waiting: Vec<(u64, Then)>,
 }
 
 impl Book {
     /// A book that starts with what the disk holds.
     pub(crate) fn new(superblock: Superblock) -> Self {
-        Self { superblock, version: 0, committing: None, durable: 0, waiting: Vec::new() }
+        Self { superblock, version: 0, committing: None, held: [0; 2], waiting: Vec::new() }
     }
 
     /// The superblock as of the last change.
@@ -76,9 +81,10 @@ impl Book {
         self.waiting.retain(|(_, then)| !forget(then));
     }
 
-    /// The page to commit, when there is something to commit and no commit is under way.
+    /// The page to commit, when there is something to commit and no commit is under way. It belongs to the copy that the
+    /// commit before did not write.
     pub(crate) fn next_commit(&mut self, op: impl FnOnce() -> OpId) -> Option<(OpId, MetaPage)> {
-        if self.committing.is_some() || self.version == self.durable {
+        if self.committing.is_some() || self.version == self.durable() {
             return None;
         }
         self.superblock.sequence += 1;
@@ -87,13 +93,14 @@ impl Book {
         Some((op, self.superblock.encode()))
     }
 
-    /// The commit is durable: what may be done now, in order of the changes.
+    /// The commit is on the disk: what may be done now, in order of the changes.
     pub(crate) fn committed(&mut self) -> Vec<Then> {
         let (_, version) = self.committing.take().expect("a commit was under way");
-        self.durable = version;
+        self.held = [version, self.held[0]];
+        let durable = self.durable();
         let mut ready = Vec::new();
         self.waiting.retain(|&(wanted, then)| {
-            let done = wanted <= version;
+            let done = wanted <= durable;
             if done {
                 ready.push(then);
             }
@@ -102,15 +109,50 @@ impl Book {
         ready
     }
 
+    /// The newest version that both copies carry.
+    fn durable(&self) -> u64 {
+        self.held[1]
+    }
+
     /// True when everything is durable.
     pub(crate) fn is_settled(&self) -> bool {
-        self.committing.is_none() && self.version == self.durable
+        self.committing.is_none() && self.version == self.durable()
     }
 
     /// Nothing is written any more: the disk has failed. Returns what waited, and waits in vain.
     pub(crate) fn abandon(&mut self) -> Vec<Then> {
-        self.durable = self.version;
+        self.held = [self.version; 2];
         self.committing = None;
         self.waiting.drain(..).map(|(_, then)| then).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::FormatParams;
+
+    fn commit(book: &mut Book, op: u64) -> Option<u64> {
+        book.next_commit(|| OpId(op)).map(|(_, page)| page.offset)
+    }
+
+    #[test]
+    fn what_waits_is_told_when_both_copies_carry_it() {
+        let params =
+            FormatParams { instance: crate::units::DiskInstance(1), data_len: 1 << 20, ..FormatParams::default() };
+        let mut book = Book::new(params.superblock());
+        assert_eq!(commit(&mut book, 1), None, "nothing has changed");
+        book.change_then(Then::Promoted, |superblock| superblock.was_primary = true);
+        let first = commit(&mut book, 1).expect("there is a change");
+        // Changed while the first copy is written: the second copy carries both changes.
+        book.change_then(Then::Demoted, |superblock| superblock.was_primary = false);
+        assert_eq!(book.committed(), [], "one copy is not enough");
+        let second = commit(&mut book, 2).expect("one copy is old");
+        assert_ne!(first, second, "the copies are written in turn");
+        assert_eq!(book.committed(), [Then::Promoted]);
+        assert!(!book.is_settled());
+        assert_eq!(commit(&mut book, 3), Some(first));
+        assert_eq!(book.committed(), [Then::Demoted]);
+        assert!(book.is_settled());
     }
 }

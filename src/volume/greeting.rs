@@ -111,15 +111,6 @@ impl Volume {
             return;
         }
         let (rule, verdict) = reconcile(&said, &theirs);
-        let behind =
-            matches!(rule, SyncRule::Behind | SyncRule::FarBehind) && matches!(verdict, Verdict::Target { .. });
-        if self.in_doubt && behind && said.was_primary {
-            let why = "this node was primary, and the newest record of what it did is damaged: whether it holds writes that \
-                       the peer lacks cannot be known, so nothing is overwritten; `repblk resync --discard-local` here gives \
-                       this copy up";
-            self.drop_link(now, peer, why.into(), out);
-            return;
-        }
         let wire = WireVerdict { rule: rule.number(), part: verdict.number() };
         self.send(peer, Message::Verdict(wire), None, out);
         self.peer_mut(peer).link = Link::Judging { connection, rule, verdict, theirs };
@@ -221,7 +212,6 @@ impl Volume {
     pub(super) fn resolved(&mut self) {
         // What was cleared goes to the disk now: a crash would have it copied again.
         self.bitmaps_flushed = Moment(0);
-        self.in_doubt = false;
         if self.continuity != Continuity::Clean {
             self.continuity = Continuity::Clean;
             let boot = self.config.boot;

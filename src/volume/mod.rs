@@ -146,8 +146,6 @@ pub struct Volume {
     entropy: u64,
     attached: bool,
     attaching: bool,
-    /// A newer superblock may have been lost: not to be promoted by itself until a peer has confirmed the older one.
-    in_doubt: bool,
     /// The ring of the activity log must be written anew before the first transaction.
     blank_log: bool,
     /// The disk is in use.
@@ -218,7 +216,7 @@ impl Volume {
     #[must_use]
     pub fn new(config: VolumeConfig, recovered: Recovered, entropy: u64) -> Self {
         assert!(config.peers.len() <= PEER_SLOTS, "the daemon bounds the peers");
-        let Recovered { mut superblock, layout, mut bitmaps, continuity, in_doubt, notes, .. } = recovered;
+        let Recovered { mut superblock, layout, mut bitmaps, continuity, notes, .. } = recovered;
         let mut peers = Vec::new();
         for name in &config.peers {
             let slot = superblock.peers.iter().position(|record| record.name == *name).or_else(|| {
@@ -235,9 +233,6 @@ impl Volume {
             peers.push(Peer::new(name.clone(), PeerNo(u8::try_from(slot).expect("few slots")), bitmap));
         }
         let blank_log = notes.iter().any(|note| matches!(note, crate::meta::Note::LogUnusable(_)));
-        // The record may be one update old, the data is not. Were the copy that was primary last taken for the worse one, what
-        // it acknowledged alone, and recorded in the update that is lost, would be overwritten.
-        let continuity = if in_doubt { Continuity::SameBoot } else { continuity };
         let (al_slots, extent_len) = (superblock.al_slots, superblock.extent_len);
         let resume = config.resume_primary && superblock.was_primary && superblock.disk == DiskState::UpToDate;
         let start = Seq(1);
@@ -253,7 +248,6 @@ impl Volume {
             attached: false,
             attaching: false,
             blank_log,
-            in_doubt,
             detaching: None,
             detach_waiting: Vec::new(),
             resume,

@@ -225,9 +225,6 @@ impl Volume {
             ));
         }
         let (rule, what) = match self.disk() {
-            DiskState::UpToDate if self.in_doubt => {
-                (Rule::Outdated, "one copy of this copy's superblock is damaged and may have been the newer one")
-            }
             DiskState::UpToDate => return Ok(()),
             DiskState::Outdated => (Rule::Outdated, "this copy is known to lack acknowledged writes"),
             DiskState::Diverged => (Rule::Diverged, "this copy and the peer's went different ways"),

@@ -15,7 +15,7 @@ const COVERED: u64 = MIB;
 
 /// Promotes with the operator's word that the peer is off, as soon as its heartbeats have faded.
 #[track_caller]
-fn take_over(node: &Node, args: &[&str]) -> Duration {
+pub(crate) fn take_over(node: &Node, args: &[&str]) -> Duration {
     let began = Instant::now();
     wait_for(&format!("the promotion of {}", node.name), SHORT, || {
         let ran = node.cli(args);

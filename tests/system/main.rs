@@ -10,6 +10,7 @@
 mod bad_start;
 mod clients;
 mod command_line;
+mod damaged_metadata;
 mod disk_errors;
 mod failover;
 mod formatting;
