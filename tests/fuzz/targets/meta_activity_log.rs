@@ -74,7 +74,8 @@ fn transactions(input: &mut Input<'_>, rng: &mut Rng, image: &mut Image, mut wri
 
 fn updates(rng: &mut Rng, slots: u64) -> Vec<(u32, Option<ExtentNo>)> {
     let small = |n: u64| u32::try_from(n).expect("small");
-    let count = rng.index(if rng.chance(1, 8) { UPDATES_MAX + 1 } else { 4 });
+    let most = if rng.chance(1, 8) { UPDATES_MAX } else { 3 };
+    let count = rng.index(most + 1);
     let update = |_| (small(rng.below(slots)), (!rng.chance(1, 4)).then(|| ExtentNo(small(rng.below(1 << 20)))));
     (0..count).map(update).collect()
 }

@@ -50,10 +50,10 @@ fn recover(image: &Image, superblock: &Superblock, boot: u128) -> Result<Recover
 struct Copy {
     image: Image,
     layout: Layout,
-    /// The newest superblock whose write completed.
+    /// The newest superblock.
     stable: Superblock,
-    /// A superblock whose write was cut off.
-    flight: Option<Superblock>,
+    /// What recovery may find: the superblock that both copies carry, and all that were written since, even torn.
+    written: Vec<Superblock>,
     log: LogWriter,
     /// The dirty bitmaps in memory.
     bitmaps: [Option<Bitmap>; PEER_SLOTS],
@@ -86,8 +86,8 @@ impl Copy {
         Self {
             image,
             layout,
+            written: vec![stable.clone()],
             stable,
-            flight: None,
             log,
             bitmaps: none(),
             truth: none(),
@@ -117,20 +117,23 @@ impl Copy {
         }
     }
 
-    /// Writes the next superblock.
+    /// Writes a change of the superblock into one copy and then into the other. True when both carry it.
     fn commit(&mut self, change: impl FnOnce(&mut Superblock)) -> bool {
-        let mut next = Superblock { sequence: self.stable.sequence + 1, ..self.stable.clone() };
+        let mut next = self.stable.clone();
         change(&mut next);
-        if !self.powered {
-            return false;
+        for _ in 0..2 {
+            next.sequence += 1;
+            if !self.powered {
+                return false;
+            }
+            self.written.push(next.clone());
+            if !self.write(&next.encode()) {
+                return false;
+            }
+            self.stable = next.clone();
         }
-        let done = self.write(&next.encode());
-        if done {
-            self.stable = next;
-        } else {
-            self.flight = Some(next);
-        }
-        done
+        self.written = vec![next];
+        true
     }
 
     /// Writes the modified pages of a slot's bitmap that cover `range`.
@@ -150,7 +153,6 @@ impl Copy {
     /// What a daemon does first: the bitmaps, then a superblock that forgets the old log.
     fn attach(&mut self, recovered: Recovered, input: &mut Input<'_>) {
         self.powered = true;
-        self.flight = None;
         self.budget = input.flag().then(|| (u16::from(input.u8()), input.u8()));
         self.bitmaps = recovered.bitmaps;
         self.stable = recovered.superblock;
@@ -318,18 +320,19 @@ impl Copy {
     /// What recovery says covers the truth.
     fn judge(&self, recovered: &Recovered, rotten: bool) {
         let superblock = &recovered.superblock;
-        let newest = *superblock == self.stable || self.flight.as_ref() == Some(superblock);
-        assert!(newest || recovered.in_doubt, "an older superblock is believed: {superblock:?}");
-        assert!(rotten || !recovered.in_doubt, "a power loss alone leaves no doubt");
-        let clean = recovered.continuity == Continuity::Clean;
-        assert!(!clean || (newest && superblock.clean), "a copy is called clean that was in use");
+        let alike =
+            |written: &&Superblock| Superblock { sequence: superblock.sequence, ..(*written).clone() } == *superblock;
+        let found = self.written.iter().find(alike);
+        assert!(found.is_some(), "a superblock is believed that was not written, or is too old: {superblock:?}");
+        let newest = superblock.sequence >= self.stable.sequence;
+        assert!(rotten || newest, "a power loss alone takes nothing back: {superblock:?}");
         let same_boot = recovered.continuity == Continuity::SameBoot;
         assert!(!same_boot || superblock.boot == self.boot, "the host has started anew");
         for (slot, truth) in self.truth.iter().enumerate() {
             let bitmap = recovered.bitmaps[slot].as_ref();
             assert_eq!(bitmap.is_some(), superblock.peers[slot].is_used(), "a used slot has a bitmap");
             let Some(bitmap) = bitmap else { continue };
-            if superblock.peers[slot].full || recovered.in_doubt {
+            if superblock.peers[slot].full {
                 assert_eq!(bitmap.count(), bitmap.blocks(), "everything is dirty");
             }
             let Some(truth) = truth else { continue };
@@ -343,7 +346,7 @@ impl Copy {
             );
             note_text("told", &told.to_string());
         }
-        note((rotten, newest, recovered.in_doubt, format!("{:?}", recovered.continuity), recovered.hot_extents.min(3)));
+        note((rotten, newest, format!("{:?}", recovered.continuity), recovered.hot_extents.min(3)));
     }
 }
 

@@ -17,9 +17,14 @@ pub fn run(data: &[u8]) {
     match (&choice, &a, &b) {
         (Ok(choice), Ok(a), Ok(b)) => {
             let newest = if a.sequence > b.sequence { a } else { b };
-            assert!(choice.superblock == *newest && !choice.in_doubt, "the newest of two whole copies is believed");
+            assert!(
+                choice.superblock == *newest && !choice.other_is_damaged,
+                "the newest of two whole copies is believed"
+            );
         }
-        (Ok(choice), Ok(whole), Err(_)) | (Ok(choice), Err(_), Ok(whole)) => assert_eq!(choice.superblock, *whole),
+        (Ok(choice), Ok(whole), Err(_)) | (Ok(choice), Err(_), Ok(whole)) => {
+            assert!(choice.superblock == *whole && choice.other_is_damaged);
+        }
         (Ok(choice), Err(_), Err(_)) => panic!("{choice:?} out of nothing"),
         (Err(SuperblockError::DifferentInstances(..)), Ok(a), Ok(b)) => assert_ne!(a.instance, b.instance),
         (Err(error), Ok(_), Ok(_)) => panic!("two whole copies are refused: {error}"),
@@ -28,7 +33,7 @@ pub fn run(data: &[u8]) {
         }
         (Err(error), ..) => note_text("none", &error.to_string()),
     }
-    note(choice.map(|choice| choice.in_doubt).map_err(|error| std::mem::discriminant(&error)));
+    note(choice.map(|choice| choice.other_is_damaged).map_err(|error| std::mem::discriminant(&error)));
 }
 
 fn page(input: &mut Input<'_>, copy: usize) -> Page {
