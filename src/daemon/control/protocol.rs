@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::events::Event;
+use crate::daemon::printable::one_line;
 use crate::daemon::status::Status;
 use crate::volume::io::{Command, Discard, Refusal};
 
@@ -41,13 +42,14 @@ impl Request {
                 env!("CARGO_PKG_VERSION")
             ));
         }
-        serde_json::from_value(value).map_err(|error| format!("the request cannot be understood: {error}"))
+        serde_json::from_value(value)
+            .map_err(|error| format!("the request cannot be understood: {}", one_line(&error.to_string())))
     }
 }
 
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Ask {
     /// How things are.
     Status,
@@ -187,6 +189,20 @@ mod tests {
             assert_eq!(serde_json::to_string(&request).expect("plain values"), text);
             assert_eq!(serde_json::from_str::<Request>(text).expect("comes back"), request);
         }
+    }
+
+    /// Found by fuzzing: a misspelt `volume` was passed over, and the command went to the only volume.
+    #[test]
+    fn a_misspelt_field_is_refused() {
+        let line = br#"{"version":1,"ask":{"do":{"volum":"mes","verb":"pause","timeout_ms":0}}}"#;
+        assert!(Request::parse(line).expect_err("is misspelt").contains("unknown field `volum`"));
+    }
+
+    /// Found by fuzzing: what the client wrote stood in the answer as it is.
+    #[test]
+    fn an_error_is_one_line_whatever_was_asked() {
+        let why = Request::parse(br#"{"version":1,"ask":"a\n\u001b[2J"}"#).expect_err("is no request");
+        assert!(why.contains("a\\n\\u{1b}[2J") && !why.contains(char::is_control), "{why}");
     }
 
     #[test]

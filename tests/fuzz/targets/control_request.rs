@@ -35,6 +35,8 @@ fn assert_heard(said: &Value, heard: &Value) {
                 assert_heard(value, heard.get(key).unwrap_or_else(|| panic!("{key:?} is passed over")));
             }
         }
+        // A word may be written as an object without content.
+        (Value::Object(said), Value::String(word)) => assert!(said.len() == 1 && said[word].is_null()),
         (said, heard) => assert_eq!(said, heard),
     }
 }

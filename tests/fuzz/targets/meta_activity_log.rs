@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let mut rng = input.rng();
     let slots = input.pick(&[8, 100, WINDOW_LEN, WINDOW_LEN + 1, 2000, AL_SLOTS_MAX]);
-    let epoch = input.number().clamp(1, 1 << 63);
+    let epoch = input.number().clamp(1, (1 << 63) - 3);
     let zone = Layout::for_data_len(BLOCK_SIZE).activity_log_range();
     let mut image = Image::blank(zone.end());
     blank_pages(INSTANCE).for_each(|page| image.write(&page));

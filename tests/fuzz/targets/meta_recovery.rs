@@ -341,7 +341,7 @@ impl Copy {
         }
         for told in &recovered.notes {
             assert!(
-                rotten || matches!(told, Note::BitmapPages { .. }),
+                rotten || matches!(told, Note::BitmapPages { .. } | Note::SuperblockCopy),
                 "a power loss alone spoils nothing else: {told}"
             );
             note_text("told", &told.to_string());

@@ -18,12 +18,13 @@ pub fn note(what: impl Hash) {
 
 /// Notes a text without its numbers and quoted words.
 pub fn note_text(kind: &str, text: &str) {
-    let mut quoted = false;
-    let kept = |c: &char| {
-        quoted ^= matches!(c, '"' | '`');
-        !quoted && (c.is_ascii_alphabetic() || *c == ' ')
-    };
-    note((kind, text.chars().filter(kept).collect::<String>()));
+    let words = text.split(['"', '`']).step_by(2).flat_map(str::split_whitespace);
+    // Checksums and identities are numbers too; what no sentence has is not worth a note.
+    let plain = words.filter(|word| !word.contains(|c: char| c.is_ascii_digit()) && word.is_ascii());
+    note((
+        kind,
+        plain.filter(|word| word.len() < 7 || !word.bytes().all(|b| b.is_ascii_hexdigit())).collect::<Vec<_>>(),
+    ));
 }
 
 /// What was noted on this thread since the last call.

@@ -63,7 +63,7 @@ pub fn superblock(input: &mut Input<'_>) -> Superblock {
     let mut history = [GenerationId::NONE; HISTORY_LEN];
     history[0] = GenerationId(input.number());
     Superblock {
-        sequence: input.number().clamp(1, 1 << 63),
+        sequence: input.number().clamp(1, (1 << 63) - 3),
         cluster: ClusterId(input.number().into()),
         cluster_name: name(input),
         volume: VolumeId(input.number().into()),
@@ -72,7 +72,7 @@ pub fn superblock(input: &mut Input<'_>) -> Superblock {
         data_len: (u64::from(input.u16()) + 256) * BLOCK_SIZE,
         extent_len: EXTENT_LEN_MIN << input.index(7),
         al_slots: AL_SLOTS_MIN + u32::from(input.u16()) % 2400,
-        al_epoch: input.number().clamp(1, 1 << 63),
+        al_epoch: input.number().clamp(1, (1 << 63) - 3),
         lineage: Lineage { current: GenerationId(input.number()), history },
         disk: disk_state(input),
         term: Term(input.number()),

@@ -4,11 +4,15 @@
 
 use super::input::Input;
 use super::notes::{note, note_text};
+use super::pages::disk_state;
 use super::rng::Rng;
+use repblk::condition::{Continuity, Mode, Role};
+use repblk::generation::Lineage;
 use repblk::meta::Bitmap;
-use repblk::units::{BLOCK_SIZE, ConnectionId, Term};
+use repblk::units::{BLOCK_SIZE, ConnectionId, DiskInstance, GenerationId, Term};
 use repblk::wire::Message;
 use repblk::wire::frame::{BODY_LEN_MAX, FrameError, FrameHeader, FrameReader, FrameWriter, HEADER_LEN, MAGIC};
+use repblk::wire::message::Greeting;
 
 const CONNECTION: ConnectionId = ConnectionId(7);
 const FRAMES_MAX: usize = 16;
@@ -70,7 +74,13 @@ fn frame(input: &mut Input<'_>, number: u64) -> ([u8; HEADER_LEN], Vec<u8>) {
     }
     let announced = usize::try_from(u32::from_le_bytes([header[56], header[57], header[58], header[59]]));
     let mut body = input.bytes(announced.expect("64 bits").min(8192)).to_vec();
-    if switches & 4 == 0 {
+    if switches & 0x84 == 0x80 && input.u8() & 1 == 0 {
+        // A greeting is the one body with fields.
+        header[4..6].copy_from_slice(&1u16.to_le_bytes());
+        header[32..56].fill(0);
+        body = greeting(input);
+        header[56..60].copy_from_slice(&u32::try_from(body.len()).expect("short").to_le_bytes());
+    } else if switches & 4 == 0 {
         // A body cut by the end of the input is filled up, so that small inputs make whole frames.
         let short = u32::from_le_bytes([header[56], header[57], header[58], header[59]]).min(8192);
         body.resize(usize::try_from(short).expect("64 bits"), switches);
@@ -91,6 +101,50 @@ fn frame(input: &mut Input<'_>, number: u64) -> ([u8; HEADER_LEN], Vec<u8>) {
         header[68..].copy_from_slice(&crc.to_le_bytes());
     }
     (header, body)
+}
+
+/// The body of a greeting, perhaps with a changed byte.
+fn greeting(input: &mut Input<'_>) -> Vec<u8> {
+    let mut lineage = Lineage::default();
+    for _ in 0..input.u8() & 3 {
+        let next = GenerationId(input.number().max(1));
+        if next != lineage.current {
+            lineage.advance(next);
+        }
+    }
+    let greeting = Greeting {
+        instance: DiskInstance(input.number().into()),
+        lineage,
+        base_for_you: GenerationId(input.number()),
+        dirty_blocks: input.number(),
+        full: input.flag(),
+        disk: disk_state(input),
+        role: input.pick(&[Role::Primary, Role::Secondary]),
+        term: Term(input.number()),
+        mode: input.pick(&[Mode::Sync, Mode::SemiSync, Mode::Async]),
+        was_primary: input.flag(),
+        discard: input.flag(),
+        continuity: input.pick(&[Continuity::Clean, Continuity::SameBoot, Continuity::Lost]),
+    };
+    let mut bytes = Vec::new();
+    FrameWriter::new(CONNECTION).encode(Term(0), &Message::Greeting(Box::new(greeting)), &[], &mut bytes);
+    let mut body = bytes.split_off(HEADER_LEN);
+    match input.u8() & 3 {
+        0 => {}
+        // An integer in a longer form than it needs: a marker, and the same number in two bytes.
+        1 => {
+            let at = input.index(body.len());
+            if body[at] <= 250 {
+                let small = body[at];
+                drop(body.splice(at..=at, [251, small, 0]));
+            }
+        }
+        _ => {
+            let at = input.index(body.len());
+            body[at] = input.u8();
+        }
+    }
+    body
 }
 
 fn refused(header: &[u8; HEADER_LEN], error: &FrameError) {
