@@ -213,7 +213,7 @@ fn blank_pages_heal_a_damaged_ring() {
     assert_eq!(recover(zone(&area), INSTANCE, 4, 8), Ok(vec![]));
 }
 
-/// Found by fuzzing: the number of the transaction behind it overflowed.
+/// Found while the fuzz targets were written: the number of the transaction behind it overflowed.
 #[test]
 fn a_transaction_with_the_last_number_is_refused() {
     let (mut area, _) = written(3);

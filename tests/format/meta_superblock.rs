@@ -166,7 +166,7 @@ fn a_payload_that_is_not_the_one_of_the_checksum_is_refused() {
     assert_eq!(Superblock::decode(&page, copy_of(&superblock)), Err(SuperblockError::Damaged));
 }
 
-/// Found by fuzzing: such a superblock was believed, and the next one, or the next epoch, did not exist.
+/// Found while the fuzz targets were written: such a superblock was believed, and the next one, or the next epoch, did not exist.
 #[test]
 fn a_count_at_its_end_is_refused() {
     for at in [40, 52 + 176] {

@@ -101,7 +101,7 @@ fn the_body_is_read_whole_or_not_at_all() {
     assert_eq!(read(&with_body(&longer)), Err(HelloError::Body), "a byte too many");
 }
 
-/// Found by fuzzing: one hello had many forms.
+/// Found while the fuzz targets were written: one hello had many forms.
 #[test]
 fn an_integer_that_is_longer_than_it_needs_to_be_is_refused() {
     let body = hello().encode()[PREFIX_LEN..].to_vec();

@@ -262,7 +262,7 @@ fn a_greeting_is_read_whole_or_not_at_all() {
     assert_eq!(refused(&message, |_| (), &longer), "unreadable greeting");
 }
 
-/// Found by fuzzing: one greeting had many forms.
+/// Found while the fuzz targets were written: one greeting had many forms.
 #[test]
 fn a_greeting_with_an_integer_longer_than_it_needs_is_refused() {
     let message = Message::Greeting(Box::new(greeting()));

@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Found by fuzzing: a misspelt `volume` was passed over, and the command went to the only volume.
+    /// Found while the fuzz targets were written: a misspelt `volume` was passed over, and the command went to the only volume.
     #[test]
     fn a_misspelt_field_is_refused() {
         let line = br#"{"version":1,"ask":{"do":{"volum":"mes","verb":"pause","timeout_ms":0}}}"#;

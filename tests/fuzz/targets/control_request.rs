@@ -15,7 +15,7 @@ pub fn run(data: &[u8]) {
             assert_heard(&line, &serde_json::to_value(&request).expect("plain values"));
             note(std::mem::discriminant(&request.ask));
             if let Ask::Do { verb, .. } = request.ask {
-                note((verb.name(), format!("{:?}", verb.command())));
+                note((verb.name(), format!("{verb:?}")));
                 assert!(!verb.waits_for().is_empty());
             }
         }

@@ -235,9 +235,11 @@ impl Copy {
             extents.retain(|&e| Some(e) != old);
             updates.push((slot, Some(extent)));
         }
-        let page = self.log.transaction(&updates);
-        if !updates.is_empty() && !self.write(&page) {
-            return;
+        if !updates.is_empty() {
+            let page = self.log.transaction(&updates);
+            if !self.write(&page) {
+                return;
+            }
         }
         for extent in extents {
             let blocks = self.stable.extent_range(extent);
