@@ -16,15 +16,15 @@ pub fn note(what: impl Hash) {
     REACHED.with_borrow_mut(|reached| reached.insert(hasher.finish()));
 }
 
-/// Notes a text without its numbers and quoted words.
+/// Notes what kind of sentence a text is: its plain words before the first quotation and after the last.
 pub fn note_text(kind: &str, text: &str) {
-    let words = text.split(['"', '`']).step_by(2).flat_map(str::split_whitespace);
-    // Checksums and identities are numbers too; what no sentence has is not worth a note.
-    let plain = words.filter(|word| !word.contains(|c: char| c.is_ascii_digit()) && word.is_ascii());
-    note((
-        kind,
-        plain.filter(|word| word.len() < 7 || !word.bytes().all(|b| b.is_ascii_hexdigit())).collect::<Vec<_>>(),
-    ));
+    let quote = ['"', '`'];
+    let (before, after) = (text.find(quote).unwrap_or(text.len()), text.rfind(quote).map_or(text.len(), |at| at + 1));
+    // Numbers and checksums would make each sentence another one.
+    let plain = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase()) && word.len() < 16;
+    let words: Vec<&str> =
+        text[..before].split_whitespace().chain(text[after..].split_whitespace()).filter(plain).collect();
+    note((kind, words));
 }
 
 /// What was noted on this thread since the last call.
