@@ -299,19 +299,7 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option
     if line.last() != Some(&b'\n') {
         return Err(format!("a request is one line of at most {REQUEST_LEN_MAX} bytes"));
     }
-    // The version first: another one may have another shape.
-    let value: serde_json::Value =
-        serde_json::from_slice(&line).map_err(|error| format!("a request is a JSON object: {error}"))?;
-    let version = value.get("version").and_then(serde_json::Value::as_u64);
-    if version != Some(VERSION.into()) {
-        let theirs = version.map_or("none".to_owned(), |version| version.to_string());
-        return Err(format!(
-            "this daemon ({}) speaks version {VERSION} on its control socket, the client {theirs}; use the repblk command of \
-             the daemon's version, or restart the daemon after an upgrade",
-            env!("CARGO_PKG_VERSION")
-        ));
-    }
-    serde_json::from_value(value).map(Some).map_err(|error| format!("the request cannot be understood: {error}"))
+    Request::parse(&line).map(Some)
 }
 
 async fn say(writer: &mut (impl AsyncWrite + Unpin), reply: Reply) -> std::io::Result<()> {
