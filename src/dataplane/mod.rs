@@ -29,6 +29,7 @@
 //! job runs (`backend`).
 #![allow(unsafe_code)]
 
+mod asked;
 mod backend;
 mod buddy;
 mod effects;
@@ -41,9 +42,11 @@ mod newsroom;
 mod open;
 mod outbox;
 mod pool;
+mod read_queue;
 mod receiver;
 mod ring;
 mod session;
+mod share;
 mod shell;
 #[cfg(test)]
 mod shell_tests;

@@ -19,23 +19,26 @@ use crate::volume::io::BufSlice;
 pub(super) enum Area {
     /// Payloads on their way from NBD clients.
     Clients,
-    /// Data read from the disk.
+    /// Data read for clients, and for a peer whose disk is gone.
     Reads,
+    /// Data read for resync, which no client may hold up.
+    Resync,
     /// Frames from peers.
     Links,
     /// Aligned copies for direct I/O.
     Bounce,
 }
 
-const AREAS: usize = 4;
+const AREAS: usize = 5;
 
 impl Area {
     fn index(self) -> usize {
         match self {
             Self::Clients => 0,
             Self::Reads => 1,
-            Self::Links => 2,
-            Self::Bounce => 3,
+            Self::Resync => 2,
+            Self::Links => 3,
+            Self::Bounce => 4,
         }
     }
 }
@@ -44,10 +47,12 @@ impl Area {
 /// volume costs nearly nothing. Each length is a power of two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PoolSizes {
-    /// For what clients send; at least the largest NBD payload (32 MiB).
+    /// For what clients send.
     pub clients: usize,
-    /// For what is read; at least the largest NBD payload (32 MiB).
+    /// For what is read for clients, and for a peer; at least 8 MiB, so that the share of a client alone suits any host.
     pub reads: usize,
+    /// For what is read for resync; at least 512 KiB.
+    pub resync: usize,
     /// For what peers send; at least 2 MiB per peer.
     pub links: usize,
     /// For aligned copies; used only with direct I/O.
@@ -56,13 +61,13 @@ pub struct PoolSizes {
 
 impl Default for PoolSizes {
     fn default() -> Self {
-        Self { clients: 32 << 20, reads: 32 << 20, links: 8 << 20, bounce: 4 << 20 }
+        Self { clients: 32 << 20, reads: 16 << 20, resync: 8 << 20, links: 8 << 20, bounce: 4 << 20 }
     }
 }
 
 impl PoolSizes {
     fn lens(self) -> [usize; AREAS] {
-        [self.clients, self.reads, self.links, self.bounce]
+        [self.clients, self.reads, self.resync, self.links, self.bounce]
     }
 }
 
@@ -157,6 +162,16 @@ impl Pool {
     /// How often memory came back to the area: while it stands, asking again is in vain.
     pub(super) fn frees(&self, area: Area) -> u64 {
         self.frees[area.index()]
+    }
+
+    /// Memory that a buffer of its own would take, in bytes.
+    pub(super) fn footprint(&self, buf: BufId) -> usize {
+        block_len(at(self.slots[at(buf.0)].len))
+    }
+
+    /// Length of an area, in bytes.
+    pub(super) fn area_len(&self, area: Area) -> usize {
+        self.areas[area.index()].1.len()
     }
 
     /// Bytes of a chunk.
@@ -313,6 +328,11 @@ impl Pool {
             && self.free_chunks.len() == self.chunks.len()
             && self.free_slots.len() == self.slots.len()
     }
+}
+
+/// Memory that a chunk of at least `len` bytes takes.
+pub(super) fn block_len(len: usize) -> usize {
+    UNIT_LEN << order_of(len)
 }
 
 fn at(n: u32) -> usize {
