@@ -421,7 +421,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn small() -> Pool {
-        Pool::new(PoolSizes { clients: 256 << 10, reads: 64 << 10, links: 64 << 10, bounce: 16 << 10 }).expect("mapped")
+        Pool::new(PoolSizes {
+            clients: 256 << 10,
+            reads: 64 << 10,
+            resync: 64 << 10,
+            links: 64 << 10,
+            bounce: 16 << 10,
+        })
+        .expect("mapped")
     }
 
     proptest! {
