@@ -37,9 +37,10 @@ impl<M: Machine> Shell<M> {
                 for buf in self.releases.drain(..) {
                     self.pool.release(buf);
                 }
-                self.engine.start()?;
                 self.tell_outcomes();
             }
+            // Also when nothing was wanted: what was reaped may have led to jobs by itself.
+            self.engine.start()?;
             if self.doomed.is_empty() {
                 return Ok(());
             }

@@ -61,7 +61,7 @@ pub struct PoolSizes {
 
 impl Default for PoolSizes {
     fn default() -> Self {
-        Self { clients: 32 << 20, reads: 16 << 20, resync: 8 << 20, links: 8 << 20, bounce: 4 << 20 }
+        Self { clients: 32 << 20, reads: 16 << 20, resync: 16 << 20, links: 8 << 20, bounce: 4 << 20 }
     }
 }
 

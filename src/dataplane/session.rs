@@ -171,6 +171,9 @@ impl Session {
 
     /// How much of the read may go to the machine now. Whole where the share allows: then an error can still be told.
     fn readable_len(&self, rest: ByteRange, no: Option<AskedNo>) -> Option<u64> {
+        if rest.is_empty() {
+            return None;
+        }
         let whole = usize::try_from(rest.len()).expect("at most the maximum payload");
         let idle = self.requests.pieces() == 0;
         let (len, free) = if no.is_none() && block_len(whole) <= self.share.unread {
@@ -333,7 +336,8 @@ impl Session {
         }
         let no = no.unwrap_or_else(|| self.requests.begin(to, Kind::Read, rest, false));
         let (piece, rest) = rest.split_at(len);
-        self.stage = if rest.is_empty() { Stage::Header } else { Stage::Read { to, df, rest, no: Some(no) } };
+        // Until the last piece is answered nothing else is begun, whose reply might come between.
+        self.stage = Stage::Read { to, df, rest, no: Some(no) };
         let request = Request::Read { range: piece, df };
         Some(Arrived { request, to, payload: None, piece_of: Some((no, rest.is_empty())) })
     }
@@ -381,16 +385,14 @@ impl Session {
                 if !first {
                     return Err("no copy could serve the rest of a read whose reply had begun".to_owned());
                 }
-                if !answered.complete {
-                    // The rest is not asked for.
-                    self.stage = Stage::Header;
-                }
                 self.fail(to);
-                self.requests.end(answered.no);
-                return Ok(Outcome::Done(answered.asked));
             }
-            if !answered.complete {
+            // After a failure the rest is not asked for.
+            if result.is_ok() && !answered.complete {
                 return Ok(Outcome::Pending);
+            }
+            if matches!(self.stage, Stage::Read { no, .. } if no == Some(answered.no)) {
+                self.stage = Stage::Header;
             }
         } else {
             if !answered.complete {
