@@ -4,6 +4,7 @@ use std::io;
 
 use super::engine;
 use super::mailbox::{Counters, News};
+use super::pool::Area;
 use super::session::{Kind, Outcome};
 use super::shell::{Machine, Shell};
 use crate::meta::MetaPage;
@@ -95,9 +96,15 @@ impl<M: Machine> Shell<M> {
         session: SessionId,
         tag: u64,
         result: Result<(), HostError>,
-        buf: Option<BufId>,
-        more: Vec<BufId>,
+        mut buf: Option<BufId>,
+        mut more: Vec<BufId>,
     ) {
+        // What a peer read for a client may wait for that client, and links never wait for clients.
+        for buf in buf.iter_mut().chain(&mut more) {
+            let (moved, old) = self.pool.out_of(Area::Links, Area::Reads, *buf);
+            *buf = moved;
+            self.releases.extend(old);
+        }
         let data = buf.into_iter().chain(more);
         let place = self.session_at(session);
         let (Some(i), false) = (place, result == Err(HostError::NotPrimary)) else {

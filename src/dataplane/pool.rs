@@ -238,6 +238,20 @@ impl Pool {
         }
     }
 
+    /// The buffer itself if it lies elsewhere than in `from`, else a copy of it in `to` and the buffer to let go of. Without memory
+    /// for a copy it stays where it is.
+    pub(super) fn out_of(&mut self, from: Area, to: Area, buf: BufId) -> (BufId, Option<BufId>) {
+        if self.chunks[at(self.slots[at(buf.0)].chunk.0)].area != from {
+            return (buf, None);
+        }
+        let old = self.whole(buf);
+        let Some(copy) = self.allocate_buffer(to, at(old.len)) else { return (buf, None) };
+        let (old, new) = (self.place(old), self.place(self.whole(copy)));
+        let (old, new) = self.arena.two_mut(old, new);
+        new.copy_from_slice(old);
+        (copy, Some(buf))
+    }
+
     /// The whole of a buffer.
     pub(super) fn whole(&self, buf: BufId) -> BufSlice {
         BufSlice { buf, offset: 0, len: self.slots[at(buf.0)].len }
@@ -429,6 +443,22 @@ mod tests {
             bounce: 16 << 10,
         })
         .expect("mapped")
+    }
+
+    #[test]
+    fn a_buffer_moves_out_of_an_area_with_its_bytes_or_stays() {
+        let mut pool = small();
+        let first = pool.allocate_buffer(Area::Links, 40 << 10).expect("there is room");
+        let whole = pool.whole(first);
+        pool.bytes_mut(whole).fill(9);
+        let (copy, old) = pool.out_of(Area::Links, Area::Reads, first);
+        assert_eq!(old, Some(first));
+        assert!(pool.bytes(pool.whole(copy)).iter().all(|&byte| byte == 9));
+        assert_eq!(pool.out_of(Area::Links, Area::Reads, copy), (copy, None), "it is out already");
+        assert_eq!(pool.out_of(Area::Links, Area::Reads, first), (first, None), "there is no room for another one");
+        pool.release(first);
+        pool.release(copy);
+        assert!(pool.is_unused());
     }
 
     proptest! {

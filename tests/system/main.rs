@@ -13,6 +13,7 @@ mod command_line;
 mod disk_errors;
 mod failover;
 mod formatting;
+mod honest;
 mod hostile;
 mod ledger;
 mod links;
