@@ -14,6 +14,7 @@ mod damaged_metadata;
 mod disk_errors;
 mod failover;
 mod formatting;
+mod honest;
 mod hostile;
 mod ledger;
 mod links;
