@@ -593,6 +593,24 @@ fn block_status_tells_holes_and_data() {
     node.stop();
 }
 
+/// Found by the power tests: the second job of an operation was handed to the kernel when the machine wanted something next. With
+/// no peer to ping that was never, and the client waited for ever.
+#[test]
+fn an_operation_of_several_jobs_ends_though_nothing_else_happens() {
+    let node = Node::new(PoolSizes::default());
+    let mut stream = node.client(1, ClientManners::default());
+    stream.write_all(&request(1, 0, 1, 0, 16384)).expect("sent");
+    stream.write_all(&[1; 16384]).expect("sent");
+    assert_eq!(simple(&mut stream), (1, 0));
+    // A hole in the middle, and zeros written before and behind it.
+    stream.write_all(&request(6, 0, 2, 512, 15360)).expect("sent");
+    assert_eq!(simple(&mut stream), (2, 0));
+    let bytes = get(&mut stream, 0, 16384);
+    assert!(bytes[..512].iter().chain(&bytes[15872..]).all(|&byte| byte == 1));
+    assert!(bytes[512..15872].iter().all(|&byte| byte == 0));
+    node.stop();
+}
+
 #[test]
 fn a_node_that_is_not_primary_answers_nothing() {
     let mut node = Node::new(PoolSizes::default());

@@ -475,7 +475,7 @@ impl Volume {
         }
     }
 
-    /// A heartbeat came. A secondary that learns that the primary goes on without it knows that it is Outdated.
+    /// A heartbeat came. A secondary that learns that the other node went on without it knows that it is Outdated.
     pub(super) fn peer_seen(
         &mut self,
         now: Moment,
@@ -491,13 +491,13 @@ impl Volume {
         }
         self.peer_mut(peer).seen = Some((now, view));
         let lineage = self.book.get().lineage;
-        let left_behind = view.role == Role::Primary
-            && view.base_for_you.is_some()
-            && view.base_for_you == lineage.current
-            && view.generation != lineage.current;
+        // Whether it still serves is of no matter: what it acknowledged alone, only its copy has.
+        let left_behind =
+            view.base_for_you.is_some() && view.base_for_you == lineage.current && view.generation != lineage.current;
         if left_behind && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
             crate::marks::reached("a secondary learns by heartbeat that it was left behind");
-            let why = format!("{} is primary and goes on without this node", self.peer(peer).name);
+            let goes = if view.role == Role::Primary { "is primary and goes" } else { "was primary and went" };
+            let why = format!("{} {goes} on without this node", self.peer(peer).name);
             self.set_disk(DiskState::Outdated, &why, out);
         }
     }
