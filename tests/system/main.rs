@@ -21,6 +21,7 @@ mod disk_errors;
 mod disk_faults;
 mod failover;
 mod formatting;
+mod honest;
 mod hostile;
 mod ledger;
 mod links;
