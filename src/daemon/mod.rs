@@ -16,6 +16,7 @@ mod hello_exchange;
 pub mod identity;
 pub mod init;
 mod links;
+mod lobby;
 pub mod logs;
 mod printable;
 mod saved;

@@ -101,7 +101,7 @@ pub enum LogError {
 }
 
 /// Makes the transactions of one epoch. Owns the slot table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LogWriter {
     instance: DiskInstance,
     al_epoch: u64,
@@ -198,6 +198,9 @@ pub fn recover(zone: &[u8], instance: DiskInstance, al_epoch: u64, al_slots: u32
     let next_page = page_index(next.sequence);
     if !sectors::disprove(&seen[next_page], instance, next) {
         return Err(LogError::Damaged { page: next_page, sequence: next.sequence });
+    }
+    if seen[next_page].iter().any(|s| matches!(s, Sector::Intact { stamp, .. } if *stamp == next)) {
+        crate::marks::reached("a torn transaction of the activity log is passed over");
     }
     let run = u64::from(al_slots.div_ceil(WINDOW_LEN)) + 1;
     let first = newest.saturating_sub(run - 1).max(1);
