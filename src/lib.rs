@@ -63,7 +63,6 @@ pub mod daemon;
 pub mod dataplane;
 pub mod failover;
 pub mod generation;
-pub mod marks;
 pub mod meta;
 pub mod nbd;
 pub mod units;

@@ -18,7 +18,7 @@
 //! | `status` | what an operator sees |
 //!
 //! and the parts that they own: `requests`, `in_flight`, `hot_extents`, `transfer_log`, `book`, `peer`, `resync`,
-//! `reconcile`, `rule`.
+//! `reconcile`, `rule`, `marks`.
 //!
 //! # Invariants, checked by [`Volume::assert_invariants`] after every step of the simulator
 //!
@@ -35,6 +35,7 @@ mod greeting;
 mod hot_extents;
 mod in_flight;
 pub mod io;
+mod marks;
 mod metadata;
 mod mirror;
 mod peer;
@@ -123,12 +124,28 @@ pub struct VolumeConfig {
 enum Op {
     SegmentWrite(SegmentId),
     HostRead(RequestId),
-    LocalFlush { covers: Seq },
-    GenerationFlush,
-    ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
-    StreamWrite { seq: Seq },
-    StreamFlush { covers: Seq },
-    PeerRead { peer: PeerNo, connection: ConnectionId, id: u64, len: u32 },
+    LocalFlush {
+        covers: Seq,
+    },
+    ResyncRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        range: ByteRange,
+    },
+    /// A generation is about to be committed.
+    LineageFlush,
+    StreamWrite {
+        seq: Seq,
+    },
+    StreamFlush {
+        covers: Seq,
+    },
+    PeerRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        id: u64,
+        len: u32,
+    },
     Superblock,
     LogCommit,
     BitmapCommit,
@@ -176,14 +193,13 @@ pub struct Volume {
     log_writer: LogWriter,
     log_commit: LogCommit,
     bitmap_commit: Option<OpId>,
+    lineage_flush: Option<OpId>,
     bitmaps_flushed: Moment,
     swept: Moment,
     cooled: Moment,
     log: TransferLog,
     local: Cursor,
     local_flush: Option<OpId>,
-    /// What was written under the former generation is being made stable; the new one is not recorded before.
-    generation_flush: Option<OpId>,
     /// Make everything up to here stable, besides what flushes ask for.
     stable_goal: Seq,
     last_write: Moment,
@@ -206,6 +222,7 @@ pub struct Volume {
     mirrored_bytes: u64,
     resynced_bytes: u64,
     notes: Vec<String>,
+    marks: marks::Marks,
 }
 
 /// Requests that wait longer than this count as frozen.
@@ -266,13 +283,13 @@ impl Volume {
             hot: HotExtents::new(al_slots, extent_len),
             log_commit: LogCommit::Idle,
             bitmap_commit: None,
+            lineage_flush: None,
             bitmaps_flushed: Moment(0),
             swept: Moment(0),
             cooled: Moment(0),
             log: TransferLog::new(config.limits.log_entries, start),
             local: Cursor::joining(start),
             local_flush: None,
-            generation_flush: None,
             stable_goal: Seq(0),
             last_write: Moment(0),
             host_active: Moment(0),
@@ -290,6 +307,7 @@ impl Volume {
             mirrored_bytes: 0,
             resynced_bytes: 0,
             notes: notes.iter().map(ToString::to_string).collect(),
+            marks: marks::Marks::default(),
             config,
         }
     }
@@ -419,6 +437,10 @@ impl Volume {
         if let Some(connection) = self.peer(peer).connection() {
             out.push(Effect::Send { peer, connection, term: self.term(), message, body });
         }
+    }
+
+    fn mark(&mut self, mark: marks::Mark) {
+        self.marks.set(mark);
     }
 
     fn note(text: impl Into<String>, warning: bool, out: &mut Effects) {

@@ -147,6 +147,11 @@ impl Volume {
             && self.book.is_settled()
     }
 
+    /// Names of the subtle branches that this machine has been through.
+    pub fn marks(&self) -> impl Iterator<Item = &'static str> {
+        self.marks.names()
+    }
+
     /// Checks what must hold between two steps.
     ///
     /// # Panics
