@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | 0 | [`units`] | numbers and identities, each a type of its own |
 //! | 0 | [`generation`] | the descent of a copy's data |
+//! | 0 | [`marks`] | names of subtle branches, for tests that assert that they were taken |
 //! | 0 | [`condition`] | the words for role, disk state and mode |
 //! | 1 | [`nbd`] | format: what a client says, and the answers |
 //! | 1 | [`wire`] | format: what two nodes say to each other |
@@ -62,6 +63,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod failover;
 pub mod generation;
+pub mod marks;
 pub mod meta;
 pub mod nbd;
 pub mod units;
