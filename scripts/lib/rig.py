@@ -294,7 +294,7 @@ class Repblk(System):
 def fio(uri, *options):
     """Runs fio's nbd engine; its job's figures."""
     command = ["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", "--output-format=json", "--group_reporting",
-               "--randrepeat=0", "--norandommap", *options]
+               "--randrepeat=0", "--norandommap", "--thread", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     start = done.stdout.find("{")
     if done.returncode or start < 0:

@@ -145,7 +145,7 @@ impl<M: Machine> Shell<M> {
             }
             Request::Nothing => {
                 // A write of no bytes has no payload either.
-                return session.succeed(to);
+                return session.succeed_at_nothing(to);
             }
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
