@@ -163,7 +163,7 @@ impl Duet {
     fn is_even(&self) -> bool {
         let snapshot = self.volumes[0].snapshot(self.now);
         self.volumes[0].is_serving()
-            && snapshot.peers[0].dirty_bytes == 0
+            && snapshot.peers[0].out_of_sync_bytes == 0
             && snapshot.peers[0].replication == "established"
     }
 
