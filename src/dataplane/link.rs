@@ -10,12 +10,8 @@ use socket2::{Domain, Socket, TcpKeepalive};
 
 use super::outbox::Outbox;
 use super::pool::{Area, Pool};
-<<<<<<< HEAD
-use super::receiver::{Received, Receiver};
-use super::sys;
-=======
 use super::receiver::{Body, CHUNK_LEN, Received, Receiver};
->>>>>>> main
+use super::sys;
 use crate::meta::Page;
 use crate::units::{BufId, ConnectionId, Moment, PeerNo, Term};
 use crate::volume::io::SendBody;

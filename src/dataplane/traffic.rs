@@ -163,12 +163,8 @@ impl<M: Machine> Shell<M> {
             }
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
-<<<<<<< HEAD
         self.heard += 1;
-        let tag = session.admit(to, kind, range);
-=======
         let tag = session.admit(piece_of, to, kind, range);
->>>>>>> main
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });
     }
