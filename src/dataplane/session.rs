@@ -420,6 +420,12 @@ impl Session {
         self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
     }
 
+    /// Queues success of a request for no bytes.
+    pub(super) fn succeed_at_nothing(&mut self, to: ReplyTo) {
+        let head = nbd::reply::nothing(to);
+        self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
+    }
+
     /// Queues an error.
     pub(super) fn refuse(&mut self, to: ReplyTo, error: NbdError, message: &str) {
         self.outbox.push_encoded(|out| nbd::reply::error(to, error, message, out));

@@ -168,8 +168,8 @@ impl Volume {
         if self.bitmap_commit.is_some() {
             return;
         }
-        let urgent: Vec<bool> = self.peer_numbers().map(|p| self.wants_bitmap(p, now)).collect();
-        if urgent.contains(&true) {
+        if self.peer_numbers().any(|peer| self.wants_bitmap(peer, now)) {
+            let urgent: Vec<bool> = self.peer_numbers().map(|peer| self.wants_bitmap(peer, now)).collect();
             self.commit_bitmaps(now, self.modified_pages(|peer| urgent[peer]), out);
         }
         self.drop_full_marks();

@@ -88,7 +88,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 1 << 20, hole_len: 64 << 20 }
+        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 256 << 10, hole_len: 64 << 20 }
     }
 }
 
