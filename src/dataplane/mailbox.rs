@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::sys::EventFd;
-use crate::units::{ConnectionId, DiskInstance, PeerNo, SessionId, Ticket};
+use crate::units::{ConnectionId, DiskInstance, GenerationId, PeerNo, SessionId, Ticket};
 use crate::volume::io::{Command, PeerView, Refusal, Report, Snapshot};
 
 /// How a negotiated NBD client wants to be spoken to.
@@ -24,6 +24,9 @@ pub struct ClientManners {
     pub extended: bool,
     /// `base:allocation` was selected, with this context number.
     pub allocation_context: Option<u32>,
+    /// The client follows the volume: it was told this generation, and must be told of another before anything is
+    /// acknowledged under that. Its connection ends instead, and it asks again.
+    pub follows: Option<GenerationId>,
 }
 
 /// From the daemon to a volume's thread.

@@ -10,7 +10,7 @@ use super::outbox::Outbox;
 use super::pool::{Area, Pool};
 use super::receiver::{Received, Receiver};
 use crate::nbd::{self, ExportInfo, Handover, Header, MetaContexts, Mode, NbdError, ReplyTo, Request, Terms};
-use crate::units::{BufId, ByteRange, Moment, SessionId};
+use crate::units::{BufId, ByteRange, GenerationId, Moment, SessionId};
 use crate::volume::io::HostError;
 
 /// Requests a client may have outstanding; more are left in its socket.
@@ -67,6 +67,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) socket: Socket,
     pub(super) from: String,
+    /// As [`ClientManners::follows`].
+    pub(super) follows: Option<GenerationId>,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
     /// The client has ended: the end is still to be read, and no event will say so again.
@@ -112,6 +114,7 @@ impl Session {
             id,
             socket,
             from,
+            follows: manners.follows,
             readable: true,
             ending: false,
             writable: true,

@@ -19,7 +19,7 @@ use super::newsroom::Newsroom;
 use super::pool::{Area, Pool};
 use super::session::Session;
 use super::sys::{self, Epoll, Ready};
-use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, Moment, OpId, PeerNo, SessionId};
+use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, Moment, OpId, PeerNo, SessionId};
 use crate::volume::Volume;
 use crate::volume::io::{Effect, Input, Snapshot};
 
@@ -41,6 +41,7 @@ pub(super) trait Machine {
     fn next_deadline(&self) -> Option<Moment>;
     fn snapshot(&self, now: Moment) -> Snapshot;
     fn is_serving(&self) -> bool;
+    fn generation(&self) -> GenerationId;
 }
 
 impl Machine for Volume {
@@ -55,6 +56,9 @@ impl Machine for Volume {
     }
     fn is_serving(&self) -> bool {
         Self::is_serving(self)
+    }
+    fn generation(&self) -> GenerationId {
+        Self::generation(self)
     }
 }
 

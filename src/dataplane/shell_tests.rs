@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -46,6 +46,7 @@ struct Seen {
     gone: AtomicUsize,
     requests: AtomicUsize,
     links_down: AtomicUsize,
+    generation: AtomicU64,
 }
 
 struct Script {
@@ -228,7 +229,9 @@ impl Machine for Script {
             disk: DiskState::UpToDate,
             mode: Mode::Sync,
             generation: GenerationId(1),
+            history: [GenerationId::NONE; crate::generation::HISTORY_LEN],
             term: Term(1),
+            whole_since: Term(0),
             peers: Vec::new(),
             resync: None,
             frozen: None,
@@ -242,6 +245,10 @@ impl Machine for Script {
 
     fn is_serving(&self) -> bool {
         self.seen.serving.load(Ordering::SeqCst)
+    }
+
+    fn generation(&self) -> GenerationId {
+        GenerationId(self.seen.generation.load(Ordering::SeqCst))
     }
 }
 
@@ -507,7 +514,7 @@ fn a_client_that_never_reads_is_bounded_and_alone() {
 #[test]
 fn block_status_tells_holes_and_data() {
     let node = Node::new(PoolSizes::default());
-    let manners = ClientManners { structured: true, extended: false, allocation_context: Some(1) };
+    let manners = ClientManners { structured: true, allocation_context: Some(1), ..ClientManners::default() };
     let mut stream = node.client(1, manners);
     stream.write_all(&request(1, 0, 1, 4096, 4096)).expect("sent");
     stream.write_all(&[1; 4096]).expect("sent");
@@ -695,4 +702,22 @@ fn a_disk_is_opened_once_and_errors_name_the_path() {
     assert!(matches!(Disk::open(&config), Err(OpenError::Size { .. })));
     config.device = "/dev/null".into();
     assert!(matches!(Disk::open(&config), Err(OpenError::WrongType { .. })));
+}
+
+#[test]
+fn who_follows_is_told_nothing_under_a_generation_it_does_not_know() {
+    let mut node = Node::new(PoolSizes::default());
+    node.seen.generation.store(5, Ordering::SeqCst);
+    let mut ordinary = node.client(1, ClientManners::default());
+    let mut follower = node.client(2, ClientManners { follows: Some(GenerationId(5)), ..ClientManners::default() });
+    let mut reply = [0; 16];
+    follower.write_all(&request(3, 0, 7, 0, 0)).expect("sent");
+    follower.read_exact(&mut reply).expect("answered under the generation it knows");
+    node.seen.generation.store(6, Ordering::SeqCst);
+    follower.write_all(&request(3, 0, 8, 0, 0)).expect("sent");
+    assert_eq!(follower.read(&mut reply).expect("the end"), 0, "nothing more is said");
+    assert!(node.wait_gone(2).contains("generation is another"));
+    ordinary.write_all(&request(3, 0, 9, 0, 0)).expect("sent");
+    ordinary.read_exact(&mut reply).expect("others go on");
+    node.stop();
 }
