@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use super::exit;
 use crate::daemon::config::DEFAULT_PATH;
 use crate::daemon::logs::LogFormat;
+use crate::follower::DEFAULT_FOLDER;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -142,6 +143,43 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
         #[arg(long)]
         json: bool,
     },
+    /// On the database host: make a volume a device that follows the primary
+    #[command(after_long_help = "\
+Runs in the foreground and serves an NBD socket, DIR/attach-VOLUME.nbd, for nbdfuse, QEMU and other clients. When the \
+primary is lost, requests wait until another node is primary, and go on there: the user of the device sees a pause and \
+no error. They go on only where everything that was acknowledged is certain to be. Where it is not (mode async, a \
+promotion by force), nothing is sent and nothing is answered until an operator decides; `--status` says why.")]
+    Attach {
+        /// The volume; may be left out when the configuration has only one
+        volume: Option<String>,
+        /// Show how the attached device is, instead of attaching
+        #[arg(long)]
+        status: bool,
+        /// With --status: one JSON object
+        #[arg(long, requires = "status")]
+        json: bool,
+        /// What to do when acknowledged data may be missing: hold all requests, or answer them with errors
+        #[arg(long, value_enum, default_value = "hold")]
+        on_doubt: Doubt,
+        #[command(flatten)]
+        folder: Folder,
+        /// How log lines look
+        #[arg(long, value_enum, default_value_t)]
+        log_format: LogFormat,
+        /// error, warn, info, debug or trace
+        #[arg(long, default_value = "info", env = "REPBLK_LOG")]
+        log_level: String,
+    },
+    /// On the database host: end `repblk attach`, and forget what the device was acknowledged
+    #[command(after_long_help = "\
+Stop what uses the device first: whoever still does gets errors. An `attach` that is ended in another way, such as by \
+SIGTERM, goes on where it was when it is started again.")]
+    Detach {
+        /// The volume; may be left out when the configuration has only one
+        volume: Option<String>,
+        #[command(flatten)]
+        folder: Folder,
+    },
     /// Look at the configuration
     Config {
         /// What to do with it
@@ -160,6 +198,23 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
 pub(super) enum ConfigCommand {
     /// Say whether it is right, and what it means
     Check,
+}
+
+/// What to do when acknowledged data may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Doubt {
+    /// Answer nothing until an operator decides.
+    Hold,
+    /// Answer everything with an error.
+    Fail,
+}
+
+/// Where the sockets of `repblk attach` are.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(super) struct Folder {
+    /// Folder of the sockets, and of what must survive a restart of `attach` and must not survive one of the host
+    #[arg(long = "dir", value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    pub(super) folder: PathBuf,
 }
 
 /// Which volume, and how long to wait.

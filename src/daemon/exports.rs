@@ -18,8 +18,8 @@ use super::handle::{Client, VolumeHandle};
 use super::sockets::UnixSocket;
 use crate::condition::Role;
 use crate::dataplane::mailbox::{ClientManners, State};
-use crate::nbd::constants::BASE_ALLOCATION_ID;
 use crate::generation::Lineage;
+use crate::nbd::constants::BASE_ALLOCATION_ID;
 use crate::nbd::{
     ExportInfo, ExportListing, ExportRefusal, Exports, FOLLOW_SUFFIX, Handover, Mode, Negotiation, Next, RefusalCode,
     Standing, follow_name,

@@ -19,7 +19,7 @@ mod links;
 pub mod logs;
 mod serve;
 pub mod signature;
-mod sockets;
+pub(crate) mod sockets;
 mod start;
 pub mod status;
 

@@ -87,9 +87,8 @@ impl FromStr for Standing {
             return Err(NotAStanding(format!("its description does not begin with {HEAD}")));
         }
         let words: BTreeMap<&str, &str> = words.filter_map(|word| word.split_once('=')).collect();
-        let word = |name: &str| {
-            words.get(name).copied().ok_or_else(|| NotAStanding(format!("its description has no {name}")))
-        };
+        let word =
+            |name: &str| words.get(name).copied().ok_or_else(|| NotAStanding(format!("its description has no {name}")));
         let bad = |name: &str| NotAStanding(format!("its description has a wrong {name}"));
         let number = |name: &str| word(name)?.parse().map_err(|_| bad(name));
         let wide = |name: &str| u128::from_str_radix(word(name)?, 16).map_err(|_| bad(name));
@@ -165,8 +164,10 @@ mod tests {
 
     #[test]
     fn a_wrong_word_is_named() {
-        let line = format!("{HEAD} cluster=a cluster-id=1 volume-id=2 node=n instance=3 mode=sync term=4 whole-since=4 \
-                            generation=5 history=");
+        let line = format!(
+            "{HEAD} cluster=a cluster-id=1 volume-id=2 node=n instance=3 mode=sync term=4 whole-since=4 \
+                            generation=5 history="
+        );
         assert!(line.parse::<Standing>().is_ok());
         for (right, wrong, named) in [
             ("mode=sync", "mode=fast", "mode"),

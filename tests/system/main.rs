@@ -7,6 +7,7 @@
 //!
 //! When a test fails, the end of each daemon's log is printed.
 
+mod attach;
 mod bad_start;
 mod clients;
 mod command_line;

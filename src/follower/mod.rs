@@ -1,0 +1,116 @@
+//! Rank 4, shell: `repblk attach` on the database host.
+//!
+//! It serves a local NBD socket, on which a client sees one device that never goes away, and carries what it is asked to whichever
+//! node is primary. What is sent again after a failover, and whether it may be, is decided in [`crate::attach`]; here are the
+//! sockets, the bytes and the clock:
+//!
+//! ```text
+//!   local client ── front ──► hub ──► upstream ──► primary
+//!                              ▲ │
+//!                  dialler ────┘ └──► memory (what was acknowledged under which standing)
+//! ```
+//! One thread. The room must never know a volume's inside: it is a client of the nodes as any other.
+
+mod control;
+mod dial;
+mod front;
+mod hub;
+mod memory;
+mod upstream;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+pub use self::control::{Status, ask_status, detach};
+use self::dial::Dialler;
+use self::front::Front;
+use self::hub::{Event, Hub};
+use self::memory::Memory;
+use crate::attach::{Follower, OnDoubt, Setup};
+use crate::daemon::config::NbdAddress;
+use crate::daemon::sockets::UnixSocket;
+
+/// Where the sockets of `repblk attach` are unless it is said otherwise. Must not outlive a reboot of the host.
+pub const DEFAULT_FOLDER: &str = "/run/repblk";
+
+/// What to attach, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The volume.
+    pub volume: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Where its nodes take NBD clients.
+    pub servers: Vec<NbdAddress>,
+    /// Folder of the sockets and of the memory.
+    pub folder: PathBuf,
+    /// What to do when acknowledged data may be missing.
+    pub on_doubt: OnDoubt,
+}
+
+/// The files of one attached volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The socket of the device.
+    pub nbd: PathBuf,
+    /// The socket for `status` and `detach`.
+    pub control: PathBuf,
+    /// What was acknowledged under which standing.
+    pub memory: PathBuf,
+}
+
+impl Files {
+    /// The files of `volume` in `folder`.
+    #[must_use]
+    pub fn of(folder: &Path, volume: &str) -> Self {
+        let file = |end: &str| folder.join(format!("attach-{volume}.{end}"));
+        Self { nbd: file("nbd"), control: file("ctl"), memory: file("standing") }
+    }
+}
+
+/// Attaches, and returns when it is told to end.
+///
+/// # Errors
+/// A sentence when it cannot begin, or cannot go on.
+pub fn attach(options: Options) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime cannot be started: {error}"))?;
+    runtime.block_on(run(options))
+}
+
+async fn run(options: Options) -> Result<(), String> {
+    let files = Files::of(&options.folder, &options.volume);
+    let control = UnixSocket::bind(&files.control, 0o600, "commands to `repblk attach`")?;
+    let memory = Memory::new(files.memory);
+    let remembered = memory.load()?;
+    let size = remembered.as_ref().map(|(_, size)| *size);
+    let setup = Setup { cluster: options.cluster, on_doubt: options.on_doubt, remembered };
+    let mut effects = Vec::new();
+    let follower = Follower::new(setup, &mut effects);
+    let (events, inbox) = mpsc::channel::<Event>(64);
+    let (search, searching) = watch::channel(dial::Search::Rest);
+    let (size_told, size_news) = watch::channel(size);
+    for address in &options.servers {
+        let dialler = Dialler::new(address.clone(), &options.volume, searching.clone(), events.clone());
+        tokio::spawn(dialler.keep_dialling());
+    }
+    let front = Arc::new(Front::new(&options.volume, size_news, events.clone()));
+    tokio::spawn(front.keep_serving(files.nbd));
+    tokio::spawn(control::keep_answering(control, events.clone()));
+    let servers: Vec<String> = options.servers.iter().map(ToString::to_string).collect();
+    info!(volume = options.volume, ?servers, "repblk attach started");
+    let hub = Hub::new(options.volume, follower, memory, search, size_told, servers);
+    let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+    tokio::select! {
+        ended = hub.run(effects, events, inbox) => ended,
+        _ = term.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
