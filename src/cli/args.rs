@@ -158,6 +158,9 @@ promotion by force), nothing is sent and nothing is answered until an operator d
         /// With --status: one JSON object
         #[arg(long, requires = "status")]
         json: bool,
+        /// Make /dev/nbdX of it, with the kernel's NBD client, instead of a socket
+        #[arg(long, value_name = "/dev/nbdX", value_parser = device)]
+        device: Option<u32>,
         /// What to do when acknowledged data may be missing: hold all requests, or answer them with errors
         #[arg(long, value_enum, default_value = "hold")]
         on_doubt: Doubt,
@@ -215,6 +218,12 @@ pub(super) struct Folder {
     /// Folder of the sockets, and of what must survive a restart of `attach` and must not survive one of the host
     #[arg(long = "dir", value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub(super) folder: PathBuf,
+}
+
+/// The number of a device of the kernel's NBD client.
+fn device(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("/dev/nbd").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| "it must be /dev/nbd0, /dev/nbd1 or the like".to_owned())
 }
 
 /// Which volume, and how long to wait.

@@ -12,12 +12,19 @@ use crate::daemon::config::{Config, VolumeSpec};
 use crate::daemon::logs::{self, LogFormat};
 use crate::follower::{self, Files, Options, Status};
 
+/// How to attach.
+pub(super) struct How {
+    pub(super) on_doubt: Doubt,
+    /// Number of the kernel's device, if it shall be one.
+    pub(super) device: Option<u32>,
+    pub(super) folder: Folder,
+}
+
 /// `repblk attach VOLUME`.
 pub(super) fn attach(
     place: &Place,
     volume: Option<&str>,
-    folder: &Folder,
-    on_doubt: Doubt,
+    how: How,
     (format, level): (LogFormat, &str),
 ) -> Result<(), Stop> {
     let config = place.load()?;
@@ -32,8 +39,9 @@ pub(super) fn attach(
         volume: volume.name.clone(),
         cluster: config.cluster.clone(),
         servers,
-        folder: folder.folder.clone(),
-        on_doubt: match on_doubt {
+        folder: how.folder.folder,
+        device: how.device,
+        on_doubt: match how.on_doubt {
             Doubt::Hold => OnDoubt::Hold,
             Doubt::Fail => OnDoubt::Fail,
         },

@@ -2,6 +2,7 @@
 //!
 //! One line of JSON each way on its control socket.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
@@ -16,6 +17,7 @@ use super::Files;
 use super::hub::Event;
 use super::memory::Memory;
 use crate::daemon::sockets::UnixSocket;
+use crate::nbd::Standing;
 
 /// Longest wait for either side.
 const WORD_TIME: Duration = Duration::from_secs(5);
@@ -72,6 +74,45 @@ pub struct ServerStatus {
     pub address: String,
     /// Why the last attempt there found no primary; empty when it did, or none was made.
     pub last_refusal: String,
+}
+
+/// The addresses that are dialled, and why the last attempt at each found no primary.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Servers(BTreeMap<String, String>);
+
+impl Servers {
+    pub(super) fn new(addresses: impl Iterator<Item = String>) -> Self {
+        Self(addresses.map(|address| (address, String::new())).collect())
+    }
+
+    pub(super) fn note(&mut self, address: String, why: String) {
+        self.0.insert(address, why);
+    }
+}
+
+impl Status {
+    /// What is common to all devices; the numbers are zero.
+    pub(super) fn of(volume: &str, state: &str, standing: Option<&Standing>, servers: &Servers) -> Self {
+        let server =
+            |(address, why): (&String, &String)| ServerStatus { address: address.clone(), last_refusal: why.clone() };
+        Self {
+            schema: 1,
+            volume: volume.to_owned(),
+            pid: std::process::id(),
+            state: state.to_owned(),
+            doubt: None,
+            node: standing.map(|standing| standing.node.clone()),
+            term: standing.map(|standing| standing.term.0),
+            generation: standing.map(|standing| standing.lineage.current.to_string()),
+            mode: standing.map(|standing| standing.mode.to_string()),
+            size_bytes: None,
+            clients: 0,
+            open_requests: 0,
+            failovers: 0,
+            last_gap_ms: None,
+            servers: servers.0.iter().map(server).collect(),
+        }
+    }
 }
 
 /// Asks how the device of a volume is. None when no `repblk attach` runs for it.

@@ -38,6 +38,8 @@ pub(super) struct Found {
     pub(super) wire: Wire,
     pub(super) standing: Box<Standing>,
     pub(super) size: u64,
+    /// Transmission flags.
+    pub(super) flags: u16,
     /// Dropped when the connection is not used any more, or never was.
     pub(super) kept: oneshot::Sender<()>,
 }
@@ -79,7 +81,14 @@ impl Dialler {
                 Ok((wire, offer, standing)) => {
                     let connection = NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed);
                     let (kept, over) = oneshot::channel();
-                    let found = Found { connection, wire, standing: Box::new(standing), size: offer.size, kept };
+                    let found = Found {
+                        connection,
+                        wire,
+                        standing: Box::new(standing),
+                        size: offer.size,
+                        flags: offer.flags,
+                        kept,
+                    };
                     if self.events.send(Event::Found(found)).await.is_err() {
                         return;
                     }

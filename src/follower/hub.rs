@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use super::control::{Ask, ServerStatus, Status};
+use super::control::{Ask, Servers, Status};
 use super::dial::{Found, Search};
 use super::front::Asker;
 use super::memory::Memory;
@@ -55,7 +55,7 @@ pub(super) struct Hub {
     memory: Memory,
     search: watch::Sender<Search>,
     size: watch::Sender<Option<u64>>,
-    servers: BTreeMap<String, String>,
+    servers: Servers,
     origin: Instant,
     bodies: BTreeMap<u64, Body>,
     next_number: u64,
@@ -82,7 +82,7 @@ impl Hub {
         memory: Memory,
         search: watch::Sender<Search>,
         size: watch::Sender<Option<u64>>,
-        servers: Vec<String>,
+        servers: Servers,
     ) -> Self {
         Self {
             volume,
@@ -90,7 +90,7 @@ impl Hub {
             memory,
             search,
             size,
-            servers: servers.into_iter().map(|address| (address, String::new())).collect(),
+            servers,
             origin: Instant::now(),
             bodies: BTreeMap::new(),
             next_number: 1,
@@ -120,7 +120,7 @@ impl Hub {
             let deadline = self.follower.next_deadline().map(|moment| self.origin + moment.since(Moment(0)));
             let event = tokio::select! {
                 event = inbox.recv() => event.expect("a sender is kept here"),
-                () = sleep_until(deadline) => {
+                () = super::sleep_until(deadline) => {
                     self.step(Input::Wake)?;
                     continue;
                 }
@@ -146,7 +146,7 @@ impl Hub {
             }
             Event::NotFound { address, why } => {
                 debug!(volume = self.volume, address, why, "no primary there");
-                self.servers.insert(address, why);
+                self.servers.note(address, why);
             }
             Event::Replied { connection, number, error, data } => {
                 self.data = data;
@@ -253,11 +253,7 @@ impl Hub {
                 warn!(volume, why, open, "the primary is lost; requests wait for the next one")
             }
             Report::Silent => warn!(volume, "the primary does not answer; looking for another one"),
-            Report::Doubt { why } => error!(
-                volume,
-                "acknowledged data may be missing: {why}. Nothing is sent there. Promote the node that has the data; or give up \
-                 what may be missing: stop what uses the device, `repblk detach {volume}`, and attach again"
-            ),
+            Report::Doubt { why } => error!(volume, "{}", super::doubt_sentence(volume, &why)),
         }
     }
 
@@ -273,32 +269,13 @@ impl Hub {
             Stage::Seeking { .. } | Stage::Failed(_) => self.follower.proven().map(|(standing, _)| standing),
         };
         Status {
-            schema: 1,
-            volume: self.volume.clone(),
-            pid: std::process::id(),
-            state: state.to_owned(),
             doubt: doubt.map(str::to_owned),
-            node: standing.map(|standing| standing.node.clone()),
-            term: standing.map(|standing| standing.term.0),
-            generation: standing.map(|standing| standing.lineage.current.to_string()),
-            mode: standing.map(|standing| standing.mode.to_string()),
             size_bytes: *self.size.borrow(),
             clients: self.clients,
             open_requests: self.follower.open(),
             failovers: self.failovers,
             last_gap_ms: self.gap_ms,
-            servers: self
-                .servers
-                .iter()
-                .map(|(address, why)| ServerStatus { address: address.clone(), last_refusal: why.clone() })
-                .collect(),
+            ..Status::of(&self.volume, state, standing, &self.servers)
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -12,20 +12,25 @@
 //! One thread. The room must never know a volume's inside: it is a client of the nodes as any other.
 
 mod control;
+mod device;
 mod dial;
 mod front;
 mod hub;
 mod memory;
+mod netlink;
 mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-pub use self::control::{Status, ask_status, detach};
+use self::control::Servers;
+pub use self::control::{ServerStatus, Status, ask_status, detach};
+use self::device::Device;
 use self::dial::Dialler;
 use self::front::Front;
 use self::hub::{Event, Hub};
@@ -50,6 +55,8 @@ pub struct Options {
     pub folder: PathBuf,
     /// What to do when acknowledged data may be missing.
     pub on_doubt: OnDoubt,
+    /// The device of the kernel's NBD client, by its number; none for a socket.
+    pub device: Option<u32>,
 }
 
 /// The files of one attached volume.
@@ -88,29 +95,51 @@ async fn run(options: Options) -> Result<(), String> {
     let files = Files::of(&options.folder, &options.volume);
     let control = UnixSocket::bind(&files.control, 0o600, "commands to `repblk attach`")?;
     let memory = Memory::new(files.memory);
-    let remembered = memory.load()?;
-    let size = remembered.as_ref().map(|(_, size)| *size);
-    let setup = Setup { cluster: options.cluster, on_doubt: options.on_doubt, remembered };
-    let mut effects = Vec::new();
-    let follower = Follower::new(setup, &mut effects);
     let (events, inbox) = mpsc::channel::<Event>(64);
     let (search, searching) = watch::channel(dial::Search::Rest);
-    let (size_told, size_news) = watch::channel(size);
     for address in &options.servers {
         let dialler = Dialler::new(address.clone(), &options.volume, searching.clone(), events.clone());
         tokio::spawn(dialler.keep_dialling());
     }
-    let front = Arc::new(Front::new(&options.volume, size_news, events.clone()));
-    tokio::spawn(front.keep_serving(files.nbd));
     tokio::spawn(control::keep_answering(control, events.clone()));
-    let servers: Vec<String> = options.servers.iter().map(ToString::to_string).collect();
-    info!(volume = options.volume, ?servers, "repblk attach started");
-    let hub = Hub::new(options.volume, follower, memory, search, size_told, servers);
+    let addresses: Vec<String> = options.servers.iter().map(ToString::to_string).collect();
+    info!(volume = options.volume, servers = addresses.join(", "), "repblk attach started");
+    let servers = Servers::new(addresses.into_iter());
     let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+    let work = async {
+        if let Some(index) = options.device {
+            let what = (options.volume, options.cluster, options.on_doubt);
+            return Device::new(what, index, memory, search, servers)?.run(inbox).await;
+        }
+        let remembered = memory.load()?;
+        let (size_told, size_news) = watch::channel(remembered.as_ref().map(|(_, size)| *size));
+        let setup = Setup { cluster: options.cluster, on_doubt: options.on_doubt, remembered };
+        let mut effects = Vec::new();
+        let follower = Follower::new(setup, &mut effects);
+        let front = Arc::new(Front::new(&options.volume, size_news, events.clone()));
+        tokio::spawn(front.keep_serving(files.nbd));
+        let hub = Hub::new(options.volume, follower, memory, search, size_told, servers);
+        hub.run(effects, events, inbox).await
+    };
     tokio::select! {
-        ended = hub.run(effects, events, inbox) => ended,
+        ended = work => ended,
         _ = term.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the log says when acknowledged data may be missing.
+fn doubt_sentence(volume: &str, why: &str) -> String {
+    format!(
+        "acknowledged data may be missing: {why}. Nothing is sent there. Promote the node that has the data; or give up what may be \
+         missing: stop what uses the device, `repblk detach {volume}`, and attach again"
+    )
 }

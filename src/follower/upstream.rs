@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use socket2::Socket;
@@ -23,6 +23,16 @@ const GATHERED: usize = 256 << 10;
 pub(super) enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Wire {
+    /// The bare socket.
+    pub(super) fn into_socket(self) -> std::io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.into_std()?.into(),
+            Self::Unix(stream) => stream.into_std()?.into(),
+        })
+    }
 }
 
 /// A request on its way out.

@@ -318,7 +318,7 @@ mod tests {
         fn arbitrary_bytes_end_and_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), greeted: bool) {
             let mut all = Vec::new();
             if greeted {
-                Negotiation::start(&mut all);
+                let _ = Negotiation::start(&mut all);
             }
             all.extend(bytes);
             let (mut client, mut rest, mut out) = (ClientNegotiation::start("v", false), &all[..], Vec::new());
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn an_announced_length_claims_no_memory() {
         let mut bytes = Vec::new();
-        Negotiation::start(&mut bytes);
+        let _ = Negotiation::start(&mut bytes);
         for field in [&c::OPTION_REPLY_MAGIC.to_be_bytes()[..], &c::OPT_GO.to_be_bytes(), &c::REP_INFO.to_be_bytes()] {
             bytes.extend_from_slice(field);
         }
