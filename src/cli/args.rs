@@ -110,9 +110,13 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
         /// Every block, whatever is known of it
         #[arg(long)]
         full: bool,
-        /// After a split brain: give up what only this copy has, and take the peer's blocks instead
+        /// After a split brain: give up what only this copy has, and take the peer's blocks instead. The blocks are saved
+        /// first, in the directory `saved` of this node's configuration
         #[arg(long)]
         discard_local: bool,
+        /// Do not save what is given up
+        #[arg(long, requires = "discard_local")]
+        unsaved: bool,
         /// Show the progress until it is over
         #[arg(long)]
         watch: bool,

@@ -60,9 +60,9 @@ fn execute(cli: Cli) -> Result<(), Stop> {
         Command::Detach { volume, folder } => return attach::detach(&place, volume.as_deref(), &folder),
         Command::Status { json, watch } => return command::status(&control(&place)?, json, watch),
         Command::Events { json } => return command::events(&control(&place)?, json),
-        Command::Resync { target, full, discard_local, watch } => {
+        Command::Resync { target, full, discard_local, unsaved, watch } => {
             let control = control(&place)?;
-            command::tell(&control, &target, Verb::Resync { full, discard_local })?;
+            command::tell(&control, &target, Verb::Resync { full, discard_local, unsaved })?;
             return if watch { command::watch_resync(&control, &target) } else { Ok(()) };
         }
         Command::Promote { target, force, peer_is_down } => (target, Verb::Promote { force, peer_is_down }),

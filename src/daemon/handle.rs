@@ -18,7 +18,7 @@ use super::events::{EventHub, Happening, ResyncEvent};
 use super::status::{millis, part, percent, rate};
 use crate::dataplane::mailbox::{ClientManners, Letter, News, State};
 use crate::units::{ClusterId, ConnectionId, DiskInstance, PeerNo, SessionId, Ticket, VolumeId};
-use crate::volume::io::{Command, Refusal, Report, ResyncView};
+use crate::volume::io::{Command, DirtyRuns, Refusal, Report, ResyncView};
 
 /// Longest wait for a volume's thread to say how things are.
 pub(super) const ANSWER_TIME: Duration = Duration::from_millis(1500);
@@ -68,6 +68,7 @@ pub(super) struct Client {
 struct Book {
     answers: BTreeMap<Ticket, oneshot::Sender<Result<(), Refusal>>>,
     states: BTreeMap<Ticket, oneshot::Sender<()>>,
+    dirty: BTreeMap<Ticket, oneshot::Sender<DirtyRuns>>,
     links: BTreeMap<PeerNo, (ConnectionId, Instant)>,
     /// Why the last links ended, if they were short ones, and whether more than one ended so.
     short_links: BTreeMap<PeerNo, (String, bool)>,
@@ -159,18 +160,10 @@ impl VolumeHandle {
     pub(super) async fn ask(&self) -> Result<State, String> {
         let (ticket, receiver) = self.question()?;
         let answered = tokio::time::timeout(ANSWER_TIME, receiver).await;
-        let mut book = self.book();
-        book.states.remove(&ticket);
-        match (answered, &book.last) {
-            (Ok(Ok(())), Some((state, _))) => Ok(state.clone()),
-            _ => Err(book.ended.clone().unwrap_or_else(|| {
-                format!(
-                    "the thread of volume {} did not answer within {} ms; a system call on {} may hang, see the kernel's log",
-                    self.name(),
-                    ANSWER_TIME.as_millis(),
-                    self.copy.device.display()
-                )
-            })),
+        self.book().states.remove(&ticket);
+        match (answered, self.last_state()) {
+            (Ok(Ok(())), Some((state, _))) => Ok(state),
+            _ => Err(self.no_answer()),
         }
     }
 
@@ -188,6 +181,41 @@ impl VolumeHandle {
         drop(book);
         self.post(Letter::Ask { ticket })?;
         Ok((ticket, receiver))
+    }
+
+    /// The blocks from `from_block` on that this copy holds and a peer may lack.
+    ///
+    /// # Errors
+    /// As [`VolumeHandle::ask`].
+    pub(super) async fn ask_dirty(&self, from_block: u64) -> Result<DirtyRuns, String> {
+        let ticket = self.ticket();
+        let (sender, receiver) = oneshot::channel();
+        self.book().dirty.insert(ticket, sender);
+        let posted = self.post(Letter::AskDirty { ticket, from_block });
+        let answered = match posted {
+            Ok(()) => tokio::time::timeout(ANSWER_TIME, receiver).await,
+            Err(why) => {
+                self.book().dirty.remove(&ticket);
+                return Err(why);
+            }
+        };
+        self.book().dirty.remove(&ticket);
+        match answered {
+            Ok(Ok(dirty)) => Ok(dirty),
+            _ => Err(self.no_answer()),
+        }
+    }
+
+    /// Why the volume's thread does not answer.
+    fn no_answer(&self) -> String {
+        self.ended().unwrap_or_else(|| {
+            format!(
+                "the thread of volume {} did not answer within {} ms; a system call on {} may hang, see the kernel's log",
+                self.name(),
+                ANSWER_TIME.as_millis(),
+                self.copy.device.display()
+            )
+        })
     }
 
     /// What the volume's thread said last, and how long ago.
@@ -292,6 +320,10 @@ impl VolumeHandle {
                 let mut book = self.book();
                 book.last = Some((*state, Instant::now()));
                 let _ = book.states.remove(&ticket).map(|waiter| waiter.send(()));
+            }
+            News::Dirty { ticket, dirty } => {
+                let waiter = self.book().dirty.remove(&ticket);
+                let _ = waiter.map(|waiter| waiter.send(dirty));
             }
             News::Report(report) => self.report(report),
             News::LinkClosed { peer, connection, why } => self.link_closed(peer, connection, why),
@@ -403,6 +435,7 @@ impl VolumeHandle {
         book.ended = Some(why);
         book.answers.clear();
         book.states.clear();
+        book.dirty.clear();
         book.clients.clear();
         book.links.clear();
         drop(book);

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod init;
 mod links;
 pub mod logs;
+mod saved;
 mod serve;
 pub mod signature;
 pub(crate) mod sockets;

@@ -13,7 +13,12 @@ use std::time::Duration;
 
 use super::sys::EventFd;
 use crate::units::{ConnectionId, DiskInstance, GenerationId, PeerNo, SessionId, Ticket};
-use crate::volume::io::{Command, PeerView, Refusal, Report, Snapshot};
+use crate::volume::io::{Command, DirtyRuns, PeerView, Refusal, Report, Snapshot};
+
+/// Runs in one answer to [`Letter::AskDirty`].
+pub const DIRTY_RUNS_MAX: usize = 1024;
+/// Blocks in one of these runs: 1 MiB.
+pub const DIRTY_RUN_BLOCKS_MAX: u64 = 256;
 
 /// How a negotiated NBD client wants to be spoken to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -75,6 +80,13 @@ pub enum Letter {
         /// Number of the question.
         ticket: Ticket,
     },
+    /// Name the blocks that this copy holds and a peer may lack; comes as [`News::Dirty`].
+    AskDirty {
+        /// Number of the question.
+        ticket: Ticket,
+        /// The first block of interest.
+        from_block: u64,
+    },
     /// End the thread now. Sent after [`Command::Shutdown`] was answered, or to give up on it.
     Stop,
 }
@@ -95,6 +107,13 @@ pub enum News {
         ticket: Ticket,
         /// How things are.
         state: Box<State>,
+    },
+    /// The answer to `AskDirty`.
+    Dirty {
+        /// The question.
+        ticket: Ticket,
+        /// Up to [`DIRTY_RUNS_MAX`] runs.
+        dirty: DirtyRuns,
     },
     /// Something to log or act on.
     Report(Report),

@@ -14,14 +14,14 @@ use socket2::Socket;
 use super::effects::Local;
 use super::engine::{Engine, Outcome};
 use super::link::Link;
-use super::mailbox::{ClientManners, Counters, Letter, Letters, News, State};
+use super::mailbox::{ClientManners, Counters, DIRTY_RUN_BLOCKS_MAX, DIRTY_RUNS_MAX, Letter, Letters, News, State};
 use super::newsroom::Newsroom;
 use super::pool::{Area, Pool};
 use super::session::Session;
 use super::sys::{self, Epoll, Ready};
 use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, Moment, OpId, PeerNo, SessionId};
 use crate::volume::Volume;
-use crate::volume::io::{Effect, Input, Snapshot};
+use crate::volume::io::{DirtyRuns, Effect, Input, Snapshot};
 
 const MAILBOX: u64 = 0;
 const DISK: u64 = 1;
@@ -40,6 +40,7 @@ pub(super) trait Machine {
     fn step(&mut self, now: Moment, input: Input, out: &mut Vec<Effect>);
     fn next_deadline(&self) -> Option<Moment>;
     fn snapshot(&self, now: Moment) -> Snapshot;
+    fn dirty_runs(&self, from_block: u64) -> DirtyRuns;
     fn is_serving(&self) -> bool;
     fn generation(&self) -> GenerationId;
 }
@@ -53,6 +54,9 @@ impl Machine for Volume {
     }
     fn snapshot(&self, now: Moment) -> Snapshot {
         Self::snapshot(self, now)
+    }
+    fn dirty_runs(&self, from_block: u64) -> DirtyRuns {
+        Self::dirty_runs(self, from_block, DIRTY_RUNS_MAX, DIRTY_RUN_BLOCKS_MAX)
     }
     fn is_serving(&self) -> bool {
         Self::is_serving(self)
@@ -342,6 +346,10 @@ impl<M: Machine> Shell<M> {
                         up: self.now.since(self.started),
                     });
                     self.news.tell(News::State { ticket, state });
+                }
+                Letter::AskDirty { ticket, from_block } => {
+                    let dirty = self.machine.dirty_runs(from_block);
+                    self.news.tell(News::Dirty { ticket, dirty });
                 }
                 Letter::Stop => self.stopped = true,
             }

@@ -22,7 +22,7 @@ use crate::condition::{DiskState, Mode, Role};
 use crate::units::{
     BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, Moment, OpId, PeerNo, Seq, SessionId, Term, Ticket,
 };
-use crate::volume::io::{BufSlice, Command, Effect, HostError, HostOp, Input, Report, SendBody, Snapshot};
+use crate::volume::io::{BufSlice, Command, DirtyRuns, Effect, HostError, HostOp, Input, Report, SendBody, Snapshot};
 use crate::wire::Message;
 use crate::wire::frame::{FrameWriter, HEADER_LEN};
 
@@ -221,6 +221,10 @@ impl Machine for Script {
 
     fn next_deadline(&self) -> Option<Moment> {
         None
+    }
+
+    fn dirty_runs(&self, _: u64) -> DirtyRuns {
+        DirtyRuns { generation: GenerationId(1), blocks: 0, runs: Vec::new() }
     }
 
     fn snapshot(&self, _: Moment) -> Snapshot {

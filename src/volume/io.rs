@@ -200,7 +200,7 @@ pub enum Command {
         /// Everything.
         full: bool,
         /// After a split brain, on the copy to be given up: overwrite its diverged blocks with the peer's.
-        discard_local: bool,
+        discard: Option<Discard>,
     },
     /// Suspend resync.
     Pause,
@@ -220,6 +220,31 @@ pub enum Command {
         /// The term under which it was asked.
         term: Term,
     },
+}
+
+/// What became of the blocks that only this copy holds, before it is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discard {
+    /// They were saved, as [`Volume::dirty_runs`](super::Volume::dirty_runs) named them.
+    Saved {
+        /// The generation at which they were.
+        generation: GenerationId,
+        /// How many there were.
+        blocks: u64,
+    },
+    /// The operator does not want them.
+    Unsaved,
+}
+
+/// Blocks that this copy holds and a peer may lack.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirtyRuns {
+    /// This copy's generation.
+    pub generation: GenerationId,
+    /// How many such blocks there are towards all peers.
+    pub blocks: u64,
+    /// The first runs from where it was asked on.
+    pub runs: Vec<ByteRange>,
 }
 
 /// What the machine wants done.

@@ -14,7 +14,7 @@ use crate::condition::{Continuity, DiskState, Role};
 use crate::generation::Lineage;
 use crate::units::{Moment, PeerNo, Term, Ticket};
 use crate::volume::book::Then;
-use crate::volume::io::{Command, Effect, HostError, Refusal, Report};
+use crate::volume::io::{Command, Discard, Effect, HostError, Refusal, Report};
 use crate::volume::peer::{Link, Sync};
 use crate::volume::rule::Rule;
 use crate::volume::transfer_log::Cursor;
@@ -128,7 +128,7 @@ impl Volume {
                 self.drain(now, ticket, Goal::Shutdown);
                 Ok(false)
             }
-            Command::Resync { full, discard_local } => self.resync(now, full, discard_local, out).map(|()| true),
+            Command::Resync { full, discard } => self.resync(now, full, discard, out).map(|()| true),
             Command::Pause => self.pause(true, out).map(|()| true),
             Command::Resume => self.pause(false, out).map(|()| true),
             Command::Disconnect => self.disconnect(now, out).map(|()| true),
@@ -665,7 +665,8 @@ impl Volume {
         }
     }
 
-    fn resync(&mut self, now: Moment, full: bool, discard_local: bool, out: &mut Effects) -> Result<(), Refusal> {
+    fn resync(&mut self, now: Moment, full: bool, discard: Option<Discard>, out: &mut Effects) -> Result<(), Refusal> {
+        let discard_local = discard.is_some();
         if discard_local && self.role == Role::Primary {
             return Err(refusal(
                 Rule::AlreadyPrimary,
@@ -681,6 +682,15 @@ impl Volume {
                 Rule::AlreadyInSync,
                 "this copy and the peer's are equal, so there is nothing to give up",
                 "Use `repblk resync --full` on the primary to copy every block again",
+            ));
+        }
+        if let Some(Discard::Saved { generation, blocks }) = discard
+            && (generation, blocks) != (self.book.get().lineage.current, self.dirty_blocks())
+        {
+            return Err(refusal(
+                Rule::NotSaved,
+                "this copy has changed since its diverged blocks were saved",
+                "Say it again, and they are saved again",
             ));
         }
         for peer in self.peer_numbers() {

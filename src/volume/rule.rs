@@ -61,6 +61,8 @@ rules! {
     ShuttingDown = 18 "shutting-down",
     /// Both copies are equal.
     AlreadyInSync = 19 "already-in-sync",
+    /// What is to be given up has changed since it was saved.
+    NotSaved = 20 "not-saved",
 }
 
 impl std::fmt::Display for Rule {

@@ -2,7 +2,7 @@
 
 use crate::condition::DiskState;
 use crate::units::{BLOCK_SIZE, ByteRange, Moment, PeerNo};
-use crate::volume::io::{PeerSnapshot, PeerView, Snapshot};
+use crate::volume::io::{DirtyRuns, PeerSnapshot, PeerView, Snapshot};
 use crate::volume::peer::Sync;
 use crate::volume::{FROZEN_AFTER, Volume};
 
@@ -47,6 +47,26 @@ impl Volume {
             base: self.view_for(peer).base_for_you,
             why: link.why.clone(),
         }
+    }
+
+    /// Blocks that this copy holds and a peer may lack: the first `runs_max` runs, each of at most `run_blocks_max` blocks,
+    /// at or behind `from_block`. For whoever saves them before this copy is given up.
+    #[must_use]
+    pub fn dirty_runs(&self, from_block: u64, runs_max: usize, run_blocks_max: u64) -> DirtyRuns {
+        let mut at = from_block;
+        let next = || {
+            let runs = self.peers.iter().filter_map(|peer| peer.bitmap.next_run(at, run_blocks_max));
+            let (start, blocks) = runs.min_by_key(|&(start, blocks)| (start, std::cmp::Reverse(blocks)))?;
+            at = start + blocks;
+            Some(ByteRange::new(start * BLOCK_SIZE, blocks * BLOCK_SIZE))
+        };
+        let runs = std::iter::from_fn(next).take(runs_max).collect();
+        DirtyRuns { generation: self.book.get().lineage.current, blocks: self.dirty_blocks(), runs }
+    }
+
+    /// Dirty blocks, counted for each peer.
+    pub(super) fn dirty_blocks(&self) -> u64 {
+        self.peers.iter().map(|peer| peer.bitmap.count()).sum()
     }
 
     /// A target knows how much is to come from the source, not from its own bitmap.

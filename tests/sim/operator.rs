@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use repblk::condition::{DiskState, Role};
 use repblk::units::{Term, Ticket};
-use repblk::volume::io::{Command, Refusal};
+use repblk::volume::io::{Command, Discard, Refusal};
 
 use crate::disk::Health;
 use crate::node::PEER;
@@ -228,7 +228,7 @@ impl World {
             }
             6 => {
                 let full = self.rng.coin();
-                self.order(node, Command::Resync { full, discard_local: false });
+                self.order(node, Command::Resync { full, discard: None });
             }
             7 => {
                 self.order(node, Command::Shutdown);
@@ -270,7 +270,7 @@ impl World {
         if primaries[loser] {
             self.order(loser, Command::Demote { disconnect_clients: true });
         } else {
-            self.order(loser, Command::Resync { full: false, discard_local: true });
+            self.order(loser, Command::Resync { full: false, discard: Some(Discard::Unsaved) });
         }
     }
 

@@ -1,7 +1,7 @@
 //! Named stories: the faults that a mirror must survive, one at a time, each told so that it can be read.
 
 use repblk::condition::{DiskState, Mode, Role};
-use repblk::volume::io::Command;
+use repblk::volume::io::{Command, Discard};
 use repblk::volume::rule::Rule;
 
 use crate::disk::Health;
@@ -152,7 +152,7 @@ fn the_source_crashes_in_the_middle_of_a_full_resync() {
 fn slow_resync(seed: u64) -> Story {
     let mut s = Story::with(seed, Options { rate_max: 1 << 20, clients: 1, ..Options::calm() });
     s.load(100 * MS);
-    assert_eq!(s.tell(B, Command::Resync { full: true, discard_local: false }), Ok(()));
+    assert_eq!(s.tell(B, Command::Resync { full: true, discard: None }), Ok(()));
     let running = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent, w.now));
     assert!(running, "the resync runs:\n  {}", s.w.summary());
     s.wait(100 * MS);
@@ -218,7 +218,7 @@ fn an_operator_gives_one_side_of_a_split_up() {
     s.take_over(B).load(SECOND).idles().wait(8 * SECOND);
     assert!(s.w.memory.split_brain, "it is reported:\n  {}", s.w.summary());
     assert_eq!(s.tell(B, Command::Demote { disconnect_clients: true }), Ok(()));
-    assert_eq!(s.tell(B, Command::Resync { full: false, discard_local: true }), Ok(()));
+    assert_eq!(s.tell(B, Command::Resync { full: false, discard: Some(Discard::Unsaved) }), Ok(()));
     s.settles();
     assert_eq!(s.role(A), Some(Role::Primary));
     s.ends();

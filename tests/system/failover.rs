@@ -164,13 +164,41 @@ fn two_primaries_apart_are_detected_and_nothing_is_overwritten() {
     assert!(refused.contains("refused by the rule"), "{refused}");
     let refused = pair.alpha.cli(&["resync", "--discard-local"]).exits(1);
     assert!(refused.contains("already-primary"), "{refused}");
+    // What only the loser has is saved before it is overwritten, and kept when that cannot be done.
+    let saved = pair.beta.device.with_extension("saved");
+    std::fs::write(&saved, "in the way").expect("the test's folder can be written");
+    let failed = pair.beta.cli(&["resync", "--discard-local"]).exits(5);
+    assert!(failed.contains("nothing was given up") && failed.contains("--unsaved"), "{failed}");
+    assert_eq!(on(&pair.beta, MIB), 2, "nothing was overwritten");
+    std::fs::remove_file(&saved).expect("it is there");
     pair.beta.cli(&["resync", "--discard-local"]).ok();
     pair.wait_in_sync();
+    assert_saved(&saved, MIB, 2);
     assert_eq!(
         [on(&pair.beta, 0), on(&pair.beta, MIB), on(&pair.beta, 2 * MIB), on(&pair.beta, 3 * MIB)],
         [1, 0, 3, 4]
     );
     pair.assert_identical();
+}
+
+/// The one image in `directory` holds `byte` in the block at `at`, which its list of ranges names.
+#[track_caller]
+fn assert_saved(directory: &std::path::Path, at: u64, byte: u8) {
+    let files = std::fs::read_dir(directory).expect("it was made").map(|entry| entry.expect("can be read").path());
+    let image = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "img")).expect("an image");
+    let ranges = std::fs::read_to_string(image.with_extension("ranges")).expect("lies beside the image");
+    let listed = ranges.lines().any(|line| {
+        let (start, len) = line.split_once(' ').expect("two numbers");
+        let (start, len): (u64, u64) = (start.parse().expect("a number"), len.parse().expect("a number"));
+        (start..start + len).contains(&at)
+    });
+    assert!(listed, "{at} is not in {ranges}");
+    let mut block = [0; BLOCK];
+    let file = std::fs::File::open(&image).expect("can be read");
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut block, at).expect("is as long as the volume");
+    assert_eq!(block, [byte; BLOCK]);
+    let left = std::fs::read_dir(directory).expect("is there").count();
+    assert_eq!(left, 2, "an image and its list, and nothing unfinished");
 }
 
 #[test]

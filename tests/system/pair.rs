@@ -141,11 +141,12 @@ fn write_config(of: &Node, alpha_data: &str, beta_data: &str, alpha: &Node, beta
         write!(
             text,
             "\n[[node]]\nname = \"{}\"\ndata = \"{data}\"\nheartbeat = [\"{heartbeat}\"]\ncontrol = \"{}\"\n\
-             nbd = [\"unix:{}\", \"tcp:{}\"]\n",
+             nbd = [\"unix:{}\", \"tcp:{}\"]\nsaved = \"{}\"\n",
             node.name,
             node.control.display(),
             node.nbd_unix.display(),
-            node.nbd_tcp
+            node.nbd_tcp,
+            node.device.with_extension("saved").display()
         )
         .expect("a string takes everything");
     }

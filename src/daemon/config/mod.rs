@@ -53,6 +53,8 @@ pub struct Node {
     pub control: PathBuf,
     /// Where it takes NBD clients.
     pub nbd: Vec<NbdAddress>,
+    /// Directory for blocks that are saved before a copy is given up.
+    pub saved: PathBuf,
 }
 
 /// Where NBD clients are taken.

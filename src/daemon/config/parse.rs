@@ -14,6 +14,8 @@ use crate::meta::superblock::{AL_SLOTS_DEFAULT, AL_SLOTS_MIN};
 
 /// Longest path of a Unix socket, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
+/// Where diverged blocks are saved when the configuration does not say.
+const SAVED_DEFAULT: &str = "/var/lib/repblk";
 const MIB: u64 = 1 << 20;
 
 const NAME: &str = "a name has 1 to 63 letters, digits, '-', '_' or '.', and starts with a letter or digit";
@@ -57,10 +59,12 @@ fn node(mut section: Section<'_>) -> At<Node> {
     let control = section.parsed("control", "it must be an absolute path of at most 107 bytes", socket_path);
     let nbd =
         section.list("nbd", "it must be \"unix:/absolute/path\" or \"tcp:IP:PORT\"", nbd_address).unwrap_or_default();
+    let saved = section.parsed("saved", PATH, absolute);
     let line = section.line;
     section.finish();
+    let saved = saved.map_or_else(|| PathBuf::from(SAVED_DEFAULT), |at| at.value);
     let control = control.map_or_else(|| PathBuf::from(format!("/run/repblk/{}.sock", name.value)), |at| at.value);
-    let node = Node { name: name.value, data, heartbeat: values(heartbeat), control, nbd: values(nbd) };
+    let node = Node { name: name.value, data, heartbeat: values(heartbeat), control, nbd: values(nbd), saved };
     At { value: node, line }
 }
 

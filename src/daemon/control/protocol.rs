@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::events::Event;
 use crate::daemon::status::Status;
-use crate::volume::io::{Command, Refusal};
+use crate::volume::io::{Command, Discard, Refusal};
 
 /// Version of these words.
 pub const VERSION: u32 = 1;
@@ -50,7 +50,7 @@ pub enum Verb {
     Promote { force: bool, peer_is_down: bool },
     Demote { disconnect_clients: bool },
     Switchover,
-    Resync { full: bool, discard_local: bool },
+    Resync { full: bool, discard_local: bool, unsaved: bool },
     Pause,
     Resume,
     Disconnect,
@@ -58,14 +58,22 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// As the volume hears it.
+    /// True when the blocks that only this copy holds are to be saved first.
     #[must_use]
-    pub fn command(self) -> Command {
+    pub fn saves_first(self) -> bool {
+        matches!(self, Self::Resync { discard_local: true, unsaved: false, .. })
+    }
+
+    /// As the volume hears it. `saved` says what [`Verb::saves_first`] asked for.
+    #[must_use]
+    pub fn command(self, saved: Option<Discard>) -> Command {
         match self {
             Self::Promote { force, peer_is_down } => Command::Promote { force, peer_is_down },
             Self::Demote { disconnect_clients } => Command::Demote { disconnect_clients },
             Self::Switchover => Command::Switchover,
-            Self::Resync { full, discard_local } => Command::Resync { full, discard_local },
+            Self::Resync { full, discard_local, .. } => {
+                Command::Resync { full, discard: discard_local.then(|| saved.unwrap_or(Discard::Unsaved)) }
+            }
             Self::Pause => Command::Pause,
             Self::Resume => Command::Resume,
             Self::Disconnect => Command::Disconnect,

@@ -3,6 +3,7 @@
 //! A client gets a word at least every second as long as its request is open, whatever the volumes do.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -15,9 +16,10 @@ use crate::daemon::config::Config;
 use crate::daemon::events::{EventHub, Happening};
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::heartbeat::Ear;
+use crate::daemon::saved;
 use crate::daemon::sockets::UnixSocket;
 use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
-use crate::volume::io::Refusal;
+use crate::volume::io::{Discard, Refusal};
 
 /// Time after which a waiting client is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -110,7 +112,15 @@ impl ControlDesk {
         info!(volume = volume.name(), command = verb.name(), detail = ?verb, "operator's command");
         let began = Instant::now();
         let end = began + Duration::from_millis(timeout_ms);
-        let mut answer = volume.command(verb.command());
+        let saved = if verb.saves_first() {
+            match self.save(volume, end, writer).await? {
+                Ok(discard) => Some(discard),
+                Err(reply) => return Ok(reply),
+            }
+        } else {
+            None
+        };
+        let mut answer = volume.command(verb.command(saved));
         loop {
             let wait = timeout_at(end.min(Instant::now() + PATIENCE), &mut answer).await;
             if let Ok(answered) = wait {
@@ -131,6 +141,40 @@ impl ControlDesk {
             }
             let seconds = began.elapsed().as_secs();
             say(writer, Reply::Waiting(format!("waiting for {why} ({seconds} s)"))).await?;
+        }
+    }
+
+    /// Saves what the volume holds alone, with a word each time that patience ends.
+    async fn save(
+        &self,
+        volume: &VolumeHandle,
+        end: Instant,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<Result<Discard, Reply>> {
+        let directory = self.config.node(&self.node).map(|node| node.saved.clone()).unwrap_or_default();
+        let done = Arc::new(AtomicU64::new(0));
+        let mut saving = std::pin::pin!(saved::save(volume, &directory, Arc::clone(&done)));
+        loop {
+            match timeout_at(end.min(Instant::now() + PATIENCE), &mut saving).await {
+                Ok(Ok(saved)) => {
+                    info!(volume = volume.name(), "{}", saved.what);
+                    say(writer, Reply::Waiting(saved.what)).await?;
+                    return Ok(Ok(saved.discard));
+                }
+                Ok(Err(why)) => {
+                    warn!(volume = volume.name(), "{why}");
+                    return Ok(Err(Reply::Failed(why)));
+                }
+                Err(_) => {}
+            }
+            let mib = done.load(Ordering::Relaxed) >> 20;
+            if Instant::now() >= end {
+                return Ok(Err(Reply::TimedOut(format!(
+                    "after {mib} MiB saving what only this copy holds is not done; nothing was given up. Say it again with a \
+                     longer --timeout"
+                ))));
+            }
+            say(writer, Reply::Waiting(format!("saving what only this copy holds: {mib} MiB"))).await?;
         }
     }
 
