@@ -2,9 +2,11 @@
 # What scripts/vm-test runs inside of its virtual machine: two daemons, one /dev/nbd0, ext4, PostgreSQL, and a failover under it.
 set -Eeuo pipefail
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
-trap 'echo "failed at line $LINENO: $BASH_COMMAND"; tail -n 15 /tmp/*.log; dmesg | tail -n 15' ERR
+# Beside the log of this script, where the host finds them even if the machine hangs.
+LOGS=/run/share
+trap 'echo "failed at line $LINENO: $BASH_COMMAND"; dmesg >$LOGS/kernel.log' ERR
 
-COMMITS=${COMMITS:-150}
+COMMITS=${COMMITS:-90}
 declare -A PIDS
 cp /run/share/repblk /tmp/repblk
 cd /tmp
@@ -25,7 +27,7 @@ until_true() {
 }
 
 serve() {
-    node "$1" serve >>"/tmp/$1.log" 2>&1 &
+    node "$1" serve >>"$LOGS/$1.log" 2>&1 &
     PIDS[$1]=$!
     until_true 60 node "$1" status
 }
@@ -47,6 +49,7 @@ configure() {
 fail_over() {
     kill -KILL "${PIDS[a]}"
     until_true 60 node b promote --peer-is-down
+    say "its peer is promoted"
 }
 
 main() {
@@ -59,7 +62,7 @@ main() {
     node a promote --force
     until_true 120 in_sync
     say "both copies are in sync"
-    ./repblk --config pair.toml attach mes --dir /tmp --device /dev/nbd0 >attach.log 2>&1 &
+    ./repblk --config pair.toml attach mes --dir /tmp --device /dev/nbd0 >"$LOGS/attach.log" 2>&1 &
     PID_attach=$!
     until_true 60 test -e /sys/block/nbd0/pid
     say "$(cat /sys/block/nbd0/backend) on /dev/nbd0, $(cat /sys/block/nbd0/size) sectors"
@@ -69,9 +72,9 @@ main() {
     install -d -o postgres -m 700 /tmp/mnt/data
     install -d -o postgres /run/postgresql
     chmod 755 /tmp
-    as_postgres initdb --no-sync --data-checksums -D /tmp/mnt/data -U postgres >initdb.log 2>&1
+    as_postgres initdb --no-sync --data-checksums -D /tmp/mnt/data -U postgres >"$LOGS/initdb.log" 2>&1
     as_postgres pg_ctl -w -t 120 -D /tmp/mnt/data -o "-k /run/postgresql -c listen_addresses= -c shared_buffers=32MB" \
-        -l /tmp/mnt/data/log start >pg_ctl.log
+        -l /tmp/mnt/data/log start >"$LOGS/pg_ctl.log"
     say "PostgreSQL runs"
     work
     verify
@@ -98,7 +101,7 @@ work() {
             FAIL_OVER=$!
         fi
         echo "insert into ledger values ($n) returning n;" >&"${DB[1]}"
-        read -r -t 180 got <&"${DB[0]}" || { echo "no answer to commit $n"; return 1; }
+        read -r -t 60 got <&"${DB[0]}" || { echo "no answer to commit $n"; return 1; }
         [[ $got == "$n" ]] || { echo "commit $n was answered: $got"; return 1; }
         now=$EPOCHREALTIME
         waited=$(((${now/./} - ${last/./}) / 1000))
@@ -117,7 +120,7 @@ verify() {
     serve a
     until_true 120 in_sync
     say "the old primary is back and in sync"
-    as_postgres pg_ctl -w -D /tmp/mnt/data stop >>pg_ctl.log
+    as_postgres pg_ctl -w -D /tmp/mnt/data stop >>"$LOGS/pg_ctl.log"
     as_postgres pg_checksums --check -D /tmp/mnt/data | tail -n 1
     umount /tmp/mnt
     e2fsck -fn /dev/nbd0
