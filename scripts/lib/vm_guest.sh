@@ -6,7 +6,7 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 LOGS=/run/share
 trap 'echo "failed at line $LINENO: $BASH_COMMAND"; dmesg >$LOGS/kernel.log' ERR
 
-COMMITS=${COMMITS:-90}
+COMMITS=${COMMITS:-150}
 declare -A PIDS
 cp /run/share/repblk /tmp/repblk
 cd /tmp
@@ -27,7 +27,8 @@ until_true() {
 }
 
 serve() {
-    node "$1" serve >>"$LOGS/$1.log" 2>&1 &
+    # Not by the function: the process that is killed later must be the daemon itself.
+    ./repblk --config /tmp/pair.toml --node "$1" serve >>"$LOGS/$1.log" 2>&1 &
     PIDS[$1]=$!
     until_true 60 node "$1" status
 }
@@ -43,11 +44,12 @@ configure() {
             "$name" "$port" "$port" "$name"
         printf 'nbd = ["tcp:127.0.0.%d:10809"]\n' "$port"
     done
-    printf '[[volume]]\nname = "mes"\n[volume.on.a]\ndevice = "/dev/shm/a.img"\n[volume.on.b]\ndevice = "/dev/shm/b.img"\n'
+    printf '[[volume]]\nname = "mes"\npeer_timeout_ms = 15000\n[volume.on.a]\ndevice = "/dev/shm/a.img"\n[volume.on.b]\ndevice = "/dev/shm/b.img"\n'
 }
 
 fail_over() {
     kill -KILL "${PIDS[a]}"
+    until_true 10 test ! -e "/proc/${PIDS[a]}/exe"
     until_true 60 node b promote --peer-is-down
     say "its peer is promoted"
 }
@@ -101,7 +103,7 @@ work() {
             FAIL_OVER=$!
         fi
         echo "insert into ledger values ($n) returning n;" >&"${DB[1]}"
-        read -r -t 60 got <&"${DB[0]}" || { echo "no answer to commit $n"; return 1; }
+        read -r -t 120 got <&"${DB[0]}" || { echo "no answer to commit $n"; return 1; }
         [[ $got == "$n" ]] || { echo "commit $n was answered: $got"; return 1; }
         now=$EPOCHREALTIME
         waited=$(((${now/./} - ${last/./}) / 1000))
