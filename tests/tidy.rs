@@ -11,6 +11,7 @@ use repblk::volume::rule::Rule;
 const ROOMS: &[(u8, &str)] = &[
     (0, "condition"),
     (0, "generation"),
+    (0, "marks"),
     (0, "units"),
     (1, "meta"),
     (1, "nbd"),

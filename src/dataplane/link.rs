@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, TcpKeepalive};
 
 use super::outbox::Outbox;
 use super::pool::{Area, Pool};
-use super::receiver::{Received, Receiver};
+use super::receiver::{Body, CHUNK_LEN, Received, Receiver};
 use crate::meta::Page;
 use crate::units::{BufId, ConnectionId, Moment, PeerNo, Term};
 use crate::volume::io::SendBody;
@@ -105,7 +105,7 @@ impl Link {
             self.starved = Some(pool.frees(Area::Links));
             return Ok(0);
         }
-        match self.receiver.receive(&self.socket, pool, false) {
+        match self.receiver.receive(&self.socket, pool, CHUNK_LEN, false) {
             Ok(Received::Bytes { count, drained }) => {
                 self.readable = !drained || self.ending;
                 Ok(count)
@@ -138,7 +138,7 @@ impl Link {
                     // An empty body is no buffer, also for a message that may carry one.
                     return Ok(Some(Incoming::Message { term: header.term, message, buf: None }));
                 }
-                self.receiver.begin_body(pool, header.body_len, false);
+                self.receiver.begin_body(pool, Body::whole(header.body_len), false);
                 self.awaited = Some(header);
                 header
             }
@@ -171,7 +171,7 @@ impl Link {
                 let bytes = pool.bytes(slice);
                 self.outbox.push_encoded(|out| writer.encode(term, message, bytes, out));
                 pool.retain(slice.buf);
-                self.outbox.push_slice(slice);
+                self.outbox.push_slice(pool, slice);
             }
             Some(SendBody::Page(page)) => self.outbox.push_encoded(|out| {
                 writer.encode(term, message, page.as_slice(), out);

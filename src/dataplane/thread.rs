@@ -40,8 +40,6 @@ pub struct ThreadParams {
 pub fn start(params: ThreadParams, news: Sender<News>) -> io::Result<Mailbox> {
     let ThreadParams { name, volume, disk, volume_len, pool, spin } = params;
     assert!(volume_len <= disk.data_len(), "the daemon compares the superblock with the device");
-    let payload = usize::try_from(crate::nbd::constants::MAX_PAYLOAD).expect("32 MiB");
-    assert!(pool.clients >= payload && pool.reads >= payload, "the largest payload must fit");
     let (mailbox, shell) = prepare(volume, disk, volume_len, pool, spin, news)?;
     let thread = std::thread::Builder::new().name(name).spawn(move || drop(shell.run()))?;
     mailbox.attend(thread);

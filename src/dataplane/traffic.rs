@@ -4,8 +4,8 @@ use super::link::Incoming;
 use super::mailbox::News;
 use super::pool::Area;
 use super::receiver::Received;
-use super::session::Why;
-use super::session::{Arrived, Kind};
+use super::session::{Arrived, Kind, Why};
+use super::share::{Holders, Share};
 use super::shell::{Machine, Shell};
 use crate::condition::DiskState;
 use crate::nbd::{Allocation, Extents, NbdError, Request};
@@ -18,16 +18,21 @@ const RECEIVES_PER_TURN: usize = 4;
 impl<M: Machine> Shell<M> {
     /// Takes in what clients sent: one receive each, those that waited for memory first.
     pub(super) fn serve_clients(&mut self) {
+        self.holders = Holders {
+            receiving: self.sessions.iter().filter(|session| session.holds_received()).count(),
+            unread: self.sessions.iter().filter(|session| session.unread() > 0).count(),
+        };
         while let Some(&id) = self.memory_queue.front() {
             let Some(i) = self.session_at(id) else {
                 self.memory_queue.pop_front();
                 continue;
             };
+            self.give_share(i);
             let session = &mut self.sessions[i];
             let served = if session.waits_for_memory() {
                 Ok(session.grant(&mut self.pool))
             } else {
-                session.receive(&mut self.pool, true, self.now).map(|received| received != Received::NoMemory)
+                session.receive(&mut self.pool, true).map(|received| received != Received::NoMemory)
             };
             match served {
                 Ok(false) => {
@@ -60,12 +65,13 @@ impl<M: Machine> Shell<M> {
     }
 
     fn serve_client(&mut self, i: usize) -> Result<(), Why> {
+        self.give_share(i);
         let others_wait = !self.memory_queue.is_empty();
         let session = &mut self.sessions[i];
         let received = if others_wait && session.needs_memory() {
             Received::NoMemory
         } else {
-            session.receive(&mut self.pool, others_wait, self.now)?
+            session.receive(&mut self.pool, others_wait)?
         };
         match received {
             Received::NoMemory => self.queue_for_memory(i),
@@ -74,6 +80,14 @@ impl<M: Machine> Shell<M> {
         }
         self.take_requests(i);
         Ok(())
+    }
+
+    /// Tells a client what it may hold if it comes to hold memory now.
+    fn give_share(&mut self, i: usize) {
+        let session = &mut self.sessions[i];
+        self.holders.receiving += usize::from(!session.holds_received());
+        self.holders.unread += usize::from(session.unread() == 0);
+        session.share = Share::among(self.holders, &self.pool);
     }
 
     fn queue_for_memory(&mut self, i: usize) {
@@ -104,7 +118,7 @@ impl<M: Machine> Shell<M> {
     }
 
     fn request(&mut self, i: usize, arrived: Arrived) {
-        let Arrived { request, to, payload } = arrived;
+        let Arrived { request, to, payload, piece_of } = arrived;
         if !self.machine.is_serving() {
             if let Some(buf) = payload {
                 self.pool.release(buf);
@@ -149,7 +163,7 @@ impl<M: Machine> Shell<M> {
             }
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
-        let tag = session.admit(to, kind, range);
+        let tag = session.admit(piece_of, to, kind, range);
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });
     }
@@ -163,7 +177,7 @@ impl<M: Machine> Shell<M> {
                 self.doomed.push((session.id, why.to_owned()));
                 continue;
             }
-            session.flush(&mut self.pool, self.now);
+            session.flush(&mut self.pool);
             if session.is_finished() {
                 self.doomed.push((session.id, "the client said goodbye".to_owned()));
             }

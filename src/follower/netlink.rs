@@ -220,13 +220,13 @@ mod tests {
 
     #[test]
     fn attributes_are_filled_up_and_found_again() {
-        let mut attributes = attribute(7, b"abcde");
+        let mut attributes = attribute(TIMEOUT, b"abcde");
         attributes.extend(attribute(SOCKETS | NESTED, &attribute(9, b"")));
         assert_eq!(attributes.len(), 12 + 8);
-        assert_eq!(find(&attributes, 7), Some(&b"abcde"[..]));
+        assert_eq!(find(&attributes, TIMEOUT), Some(&b"abcde"[..]));
         assert_eq!(find(&attributes, SOCKETS).and_then(|inside| find(inside, 9)), Some(&b""[..]));
         assert_eq!(find(&attributes, 8), None);
-        assert_eq!(find(&attributes[..3], 7), None);
+        assert_eq!(find(&attributes[..3], TIMEOUT), None);
     }
 
     #[test]

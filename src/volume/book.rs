@@ -36,7 +36,7 @@ pub(crate) enum Then {
 }
 
 /// The superblock in memory and on its way to the disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Book {
     superblock: Superblock,
     /// Grows with each change.

@@ -78,6 +78,7 @@ impl Volume {
                 self.drop_link(now, peer, "this node's disk failed before the peer had everything".into(), out);
                 continue;
             }
+            crate::marks::reached("a primary goes on with its peer's disk");
             let generation = self.mint();
             self.book.change(|superblock| superblock.lineage.advance(generation));
             // From here on a write counts when the peer has it, in every mode.
@@ -111,6 +112,7 @@ impl Volume {
             superblock.peers[slot].full = true;
             superblock.lineage.advance(generation);
         });
+        self.flush_before_generation(out);
         let name = self.peer(peer).name.clone();
         Self::changed("generation", old, generation, format!("{name} lost its disk and goes on with this one"), out);
     }

@@ -107,6 +107,7 @@ impl Volume {
         let (connection, said, theirs) = (*connection, **mine, theirs.clone());
         let fresh = Greeting { dirty_blocks: said.dirty_blocks, ..self.greeting(peer, *instance) };
         if fresh != said || !self.transition.is_none() {
+            crate::marks::reached("a state changes while a node greets");
             self.drop_link(now, peer, "this node's state changed while it greeted; it greets again".into(), out);
             return;
         }
@@ -122,6 +123,9 @@ impl Volume {
             return;
         };
         let (rule, verdict, theirs, connection) = (*rule, *verdict, theirs.clone(), *connection);
+        if matches!(rule, SyncRule::EqualSurvivor) {
+            crate::marks::reached("the copy that kept its cache is source");
+        }
         let expected = WireVerdict { rule: rule.number(), part: verdict.mirrored().number() };
         if heard != expected {
             let why = format!(

@@ -92,6 +92,10 @@ impl Volume {
         if self.book.is_settled() {
             return;
         }
+        if self.generation_flush.is_some() {
+            crate::marks::reached("a generation waits for the data before it");
+            return;
+        }
         let ops = &mut self.ops;
         if let Some((op, page)) = self.book.next_commit(|| OpId(u64::from(ops.insert(Op::Superblock)))) {
             out.push(Effect::MetaCommit { op, pages: vec![page] });
@@ -117,6 +121,7 @@ impl Volume {
             })
             .collect();
         if self.bitmap_commit.is_some() || self.commit_bitmaps(now, needed, out) {
+            crate::marks::reached("the activity log waits for bitmap pages");
             return;
         }
         let updates: Vec<_> =
@@ -292,6 +297,7 @@ impl Volume {
             Op::SegmentWrite(segment) => self.segment_written(now, segment, plain, out),
             Op::HostRead(request) => self.host_read_done(request, result, out),
             Op::LocalFlush { covers } => self.local_flushed(now, covers, plain, out),
+            Op::GenerationFlush => self.generation_flushed(now, op, plain, out),
             Op::ResyncRead { peer, connection, range } => {
                 self.resync_read_done(now, (peer, connection), range, result, out);
             }

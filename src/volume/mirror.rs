@@ -223,10 +223,12 @@ impl Volume {
         self.transition_lost(peer, out);
         if self.peer(peer).exclusion.is_some() {
             // Lost again before it was done: the shares stay until it is.
+            crate::marks::reached("a peer is lost again before its exclusion is done");
             return;
         }
         if self.transition.has_ended() {
             // Whoever still waits is not answered: this node says nothing more that the peer may not know.
+            crate::marks::reached("a link is lost when the role is as good as given up");
             self.peer_mut(peer).share_floor = None;
             return;
         }
@@ -245,6 +247,7 @@ impl Volume {
         for (seq, entry) in entries {
             self.peer_mut(peer).bitmap.set(entry.range);
             if entry.resync == Some(peer) && seq > cursor.written {
+                crate::marks::reached("a resync block is under way when its target is lost");
                 self.release_range(entry.range);
             }
             if let Some(segment) = entry.segment.filter(|_| seq > cursor.written) {
@@ -267,6 +270,7 @@ impl Volume {
     /// Mints a generation that absent peers do not have.
     pub(super) fn leave_behind(&mut self, then: Option<Then>, why: &str, out: &mut Effects) {
         let next = self.mint();
+        self.flush_before_generation(out);
         let fresh = self.book.get().lineage.is_fresh();
         let absent: Vec<usize> = self
             .peer_numbers()
@@ -294,6 +298,9 @@ impl Volume {
     pub(super) fn excluded_durably(&mut self, peer: PeerNo, out: &mut Effects) {
         if let Some(exclusion) = &mut self.peer_mut(peer).exclusion {
             exclusion.durable = true;
+            if exclusion.allowed {
+                crate::marks::reached("an exclusion is allowed before its generation is durable");
+            }
         }
         self.finish_exclusion(peer, out);
     }
@@ -417,6 +424,7 @@ impl Volume {
                 continue;
             }
             if self.stream_will_change(range) {
+                crate::marks::reached("a peer's read waits for a write of the stream");
                 self.peer_reads.push_back(read);
                 continue;
             }
@@ -467,7 +475,7 @@ impl Volume {
         }
     }
 
-    /// A heartbeat came. A secondary that learns that the primary goes on without it knows that it is Outdated.
+    /// A heartbeat came. A secondary that learns that the other node went on without it knows that it is Outdated.
     pub(super) fn peer_seen(
         &mut self,
         now: Moment,
@@ -478,16 +486,18 @@ impl Volume {
         // A datagram that was long on its way must not contradict what the link has told since.
         let known = self.term();
         if view.role == Role::Primary && view.term < known {
+            crate::marks::reached("an old heartbeat is not believed");
             return;
         }
         self.peer_mut(peer).seen = Some((now, view));
         let lineage = self.book.get().lineage;
-        let left_behind = view.role == Role::Primary
-            && view.base_for_you.is_some()
-            && view.base_for_you == lineage.current
-            && view.generation != lineage.current;
+        // Whether it still serves is of no matter: what it acknowledged alone, only its copy has.
+        let left_behind =
+            view.base_for_you.is_some() && view.base_for_you == lineage.current && view.generation != lineage.current;
         if left_behind && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
-            let why = format!("{} is primary and goes on without this node", self.peer(peer).name);
+            crate::marks::reached("a secondary learns by heartbeat that it was left behind");
+            let goes = if view.role == Role::Primary { "is primary and goes" } else { "was primary and went" };
+            let why = format!("{} {goes} on without this node", self.peer(peer).name);
             self.set_disk(DiskState::Outdated, &why, out);
         }
     }

@@ -124,6 +124,7 @@ enum Op {
     SegmentWrite(SegmentId),
     HostRead(RequestId),
     LocalFlush { covers: Seq },
+    GenerationFlush,
     ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
     StreamWrite { seq: Seq },
     StreamFlush { covers: Seq },
@@ -134,7 +135,7 @@ enum Op {
 }
 
 /// One volume on one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Volume {
     config: VolumeConfig,
     layout: Layout,
@@ -183,6 +184,8 @@ pub struct Volume {
     log: TransferLog,
     local: Cursor,
     local_flush: Option<OpId>,
+    /// What was written under the former generation is being made stable; the new one is not recorded before.
+    generation_flush: Option<OpId>,
     /// Make everything up to here stable, besides what flushes ask for.
     stable_goal: Seq,
     last_write: Moment,
@@ -277,6 +280,7 @@ impl Volume {
             log: TransferLog::new(config.limits.log_entries, start),
             local: Cursor::joining(start),
             local_flush: None,
+            generation_flush: None,
             stable_goal: Seq(0),
             last_write: Moment(0),
             host_active: Moment(0),

@@ -117,7 +117,10 @@ impl Volume {
                 }
                 Admission::Launched => {}
                 Admission::Warming => self.warming.push_back(segment),
-                Admission::Conflict => self.conflicted.push_back(segment),
+                Admission::Conflict => {
+                    crate::marks::reached("a write waits for a range that another holds");
+                    self.conflicted.push_back(segment);
+                }
             }
         }
     }

@@ -265,6 +265,7 @@ impl Volume {
             .filter(|&p| self.peer(p).connection().is_some() && !matches!(self.peer(p).link, Link::Up { .. }))
             .collect();
         for peer in greeting {
+            crate::marks::reached("a promotion meets a link that greets");
             self.drop_link(now, peer, "this node is becoming primary; both greet again".into(), out);
         }
         let fresh = self.book.get().lineage.is_fresh();
@@ -275,6 +276,7 @@ impl Volume {
         if !good && !fresh {
             // The copy lacks writes that its current generation may stand for. It must not pass for their descendant.
             let next = self.mint();
+            self.flush_before_generation(out);
             let history = self.book.get().lineage.history;
             let slots: Vec<usize> = self.peer_numbers().map(|p| self.slot(p)).collect();
             self.book.change(|superblock| {
@@ -401,6 +403,7 @@ impl Volume {
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
             }
             Transition::Offering { ticket, term, .. } if term == denied => {
+                crate::marks::reached("a declined role is taken back");
                 self.transition = Transition::None;
                 let why = refusal(rule, format!("{name} did not take the role"), "This node takes it back");
                 out.push(Effect::Answer { ticket, result: Err(why) });

@@ -36,7 +36,7 @@ enum Applied {
 }
 
 /// The stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stream {
     peer: PeerNo,
     /// The link is still there: acknowledgements are wanted.
@@ -209,11 +209,13 @@ impl Volume {
                 continue;
             }
             if stream.fence.is_some_and(|fence| seq > fence) {
+                crate::marks::reached("a write of the stream waits for an ordered barrier");
                 break;
             }
             let held = self.held_range(range);
             // An earlier write that waits must not be overtaken by a later one of the same bytes.
             if blocked.iter().any(|earlier| earlier.overlaps(held)) || !self.in_flight.try_hold(held) {
+                crate::marks::reached("a write of the stream waits for an earlier one");
                 blocked.push(held);
                 continue;
             }

@@ -18,6 +18,7 @@ impl Volume {
         let name = self.peer(peer).name.clone();
         let own = self.peer(peer).bitmap.count();
         if own > 0 && !self.book.get().lineage.is_fresh() {
+            crate::marks::reached("a target brings dirty blocks of its own");
             let text = format!(
                 "{own} blocks ({} MiB) that changed here since both copies were equal will be overwritten with {name}'s",
                 own * 4 / 1024
@@ -61,6 +62,7 @@ impl Volume {
                 self.drop_link(now, peer, "protocol error: a resync without a generation".into(), out);
                 return;
             }
+            crate::marks::reached("a source minted since it greeted");
             lineage.advance(generation);
         }
         let total = dirty_blocks.saturating_mul(crate::units::BLOCK_SIZE);

@@ -50,7 +50,7 @@ pub(crate) struct Entry {
 }
 
 /// The log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TransferLog {
     entries: VecDeque<Entry>,
     /// Number of the first entry.

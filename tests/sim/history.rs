@@ -77,7 +77,7 @@ impl Version {
 }
 
 /// The record of one run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct History {
     versions: Vec<Version>,
     sectors: Vec<Vec<u32>>,

@@ -5,15 +5,20 @@
 
 mod checkers;
 mod client;
+mod coverage;
+mod crash_points;
 mod disk;
 mod faults;
 mod history;
+mod init_points;
 mod links;
 mod media;
 mod net;
 mod node;
 mod operator;
+mod orderings;
 mod pool;
+mod reconcile_space;
 mod regressions;
 mod rng;
 mod scenarios;

@@ -11,7 +11,7 @@ use repblk::wire::frame::HEADER_LEN;
 use repblk::wire::{FrameHeader, FrameReader, FrameWriter, Message};
 
 /// One direction of a link.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stream {
     writer: FrameWriter,
     reader: FrameReader,
@@ -26,7 +26,7 @@ pub(crate) struct Stream {
     pub(crate) unread: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Piece {
     arrives: u64,
     bytes: Vec<u8>,
@@ -146,7 +146,7 @@ impl Stream {
 }
 
 /// A link between the two nodes. Index 0 is what node 0 sends.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Link {
     /// Its identity.
     pub(crate) connection: ConnectionId,

@@ -28,7 +28,7 @@ fn name(node: usize) -> String {
 }
 
 /// A running daemon.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Process {
     /// The machine.
     pub(crate) volume: Volume,
@@ -47,7 +47,7 @@ pub(crate) struct Process {
 }
 
 /// A server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     /// 0 or 1.
     pub(crate) index: usize,

@@ -7,7 +7,6 @@ use repblk::wire::Message;
 use crate::disk::DataOp;
 use crate::node::PEER;
 use crate::stamp;
-use crate::story::Point;
 use crate::trace::trace;
 use crate::world::{Event, World};
 
@@ -80,7 +79,6 @@ impl World {
                     if let Some(delay) = delay {
                         self.after(delay, Event::MetaDone { node, life, op });
                     }
-                    self.reached(Point::Commit(node));
                 }
                 Effect::Send { peer, connection, term, message, body } => {
                     self.is_the_peer(peer);

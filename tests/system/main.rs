@@ -13,14 +13,28 @@ mod clients;
 mod command_line;
 mod damaged_metadata;
 mod disk_errors;
+mod disk_faults;
 mod failover;
 mod formatting;
+mod honest;
 mod hostile;
 mod ledger;
 mod links;
+#[path = "../sim/media.rs"]
+#[expect(dead_code, reason = "the simulator also damages its media")]
+mod media;
 mod modes;
 mod node;
 mod pair;
+mod pauses;
+mod power;
+mod powered;
 mod proxy;
 mod raw_nbd;
+#[path = "../sim/rng.rs"]
+#[expect(dead_code, reason = "the simulator also draws waiting times")]
+mod rng;
+mod roles;
+mod shim;
 mod tools;
+mod weather;

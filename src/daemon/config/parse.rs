@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use super::reader::{At, ConfigError, Document, Section};
 use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, check};
 use crate::condition::Mode;
+use crate::daemon::printable::one_line;
 use crate::meta::activity_log::AL_SLOTS_MAX;
 use crate::meta::superblock::{AL_SLOTS_DEFAULT, AL_SLOTS_MIN};
 
@@ -26,7 +27,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let document = Document::new(text);
     let root = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(0, |span| document.line_of(&span));
-        ConfigError { file: file.to_path_buf(), problems: vec![(line, error.message().replace('\n', "; "))] }
+        ConfigError { file: file.to_path_buf(), problems: vec![(line, one_line(&error.message().replace('\n', "; ")))] }
     })?;
     let mut root = Section::new(&document, "the file", 1, root.get_ref());
     let cluster = name_of(&mut root, "cluster", "write cluster = \"NAME\" at the top, the same on every node");

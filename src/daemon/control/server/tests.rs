@@ -90,7 +90,15 @@ fn desk(thread: Thread) -> ControlDesk {
         }
     });
     let ear = Arc::new(Ear::new(config.heartbeat_interval));
-    ControlDesk { config: Arc::new(config), node: "alpha".into(), volumes: vec![volume], ear, events }
+    ControlDesk {
+        config: Arc::new(config),
+        node: "alpha".into(),
+        volumes: vec![volume],
+        ear,
+        events,
+        lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
+        open: Semaphore::new(OPEN_MAX),
+    }
 }
 
 /// The replies to `requests`, after which the client closes.
