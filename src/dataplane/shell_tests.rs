@@ -536,7 +536,7 @@ fn clients_that_stall_in_a_large_write_keep_memory_from_nobody() {
 fn a_read_that_is_larger_than_a_share_comes_in_pieces() {
     let node = Node::new(PoolSizes::default());
     for (id, structured) in [(1, false), (2, true)] {
-        let mut stream = node.client(id, ClientManners { structured, extended: false, allocation_context: None });
+        let mut stream = node.client(id, ClientManners { structured, ..ClientManners::default() });
         let (data, head) = (pattern(3, 20 << 20), if structured { 20 + 8 } else { 16 });
         let len = |n: usize| u32::try_from(n).expect("small");
         stream.write_all(&request(1, 1, 1, 513, len(data.len()))).expect("sent");
