@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::traces::{INTERVAL, SECOND};
+use crate::traces::{INTERVAL, SECOND, whole};
 
 /// Suspects from [`deadline`](Detector::deadline) on, unless it hears something before.
-pub trait Detector {
+pub(crate) trait Detector {
     /// A beat came.
     fn hear(&mut self, at: u64, sequence: u64);
     /// From when on the peer is suspected; nanoseconds.
@@ -66,7 +66,7 @@ impl Detector for Chen {
         self.window.hear(at, sequence);
     }
     fn deadline(&self) -> u64 {
-        self.window.expected() as u64 + self.margin
+        whole(self.window.expected()) + self.margin
     }
 }
 
@@ -89,7 +89,7 @@ impl Detector for Bertier {
         self.expected = self.window.expected();
     }
     fn deadline(&self) -> u64 {
-        (self.window.expected() + self.delay + 4.0 * self.deviation).max(0.0) as u64
+        whole(self.window.expected() + self.delay + 4.0 * self.deviation)
     }
 }
 
@@ -146,7 +146,7 @@ impl Detector for Phi {
             }
             mean + high * deviation
         };
-        self.heard + after as u64
+        self.heard + whole(after)
     }
 }
 
@@ -163,12 +163,12 @@ impl Detector for TwoWindows {
         self.long.hear(at, sequence);
     }
     fn deadline(&self) -> u64 {
-        self.short.expected().max(self.long.expected()) as u64 + self.margin
+        whole(self.short.expected().max(self.long.expected())) + self.margin
     }
 }
 
 /// All of them, by name.
-pub fn rivals() -> Vec<(String, Box<dyn Detector>)> {
+pub(crate) fn rivals() -> Vec<(String, Box<dyn Detector>)> {
     let ms = SECOND / 1000;
     let mut all: Vec<(String, Box<dyn Detector>)> = vec![];
     for timeout in [600, 1000, 1200, 1400] {

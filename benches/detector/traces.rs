@@ -1,9 +1,11 @@
 //! Seeded traces of heartbeats: when each was sent, whether it was lost, when it was taken in.
 
+use std::time::Duration;
+
 /// Nanoseconds.
-pub const SECOND: u64 = 1_000_000_000;
+pub(crate) const SECOND: u64 = 1_000_000_000;
 /// A beat is sent so often.
-pub const INTERVAL: u64 = SECOND / 5;
+pub(crate) const INTERVAL: u64 = SECOND / 5;
 /// The lease is renewed so often.
 const RENEW: u64 = 3 * SECOND / 2;
 
@@ -12,32 +14,37 @@ type Spans = Vec<(u64, u64)>;
 
 /// What a trace is like. Times in milliseconds; `every` is the mean time between two of a kind, in seconds, 0 for never.
 #[derive(Clone, Copy, Default)]
-pub struct Kind {
+pub(crate) struct Kind {
     /// Beats lost, each by itself, in permille.
-    pub loss: u64,
+    pub(crate) loss: u64,
     /// Bursts in which everything is lost, both ways: mean seconds between, shortest, longest.
-    pub bursts: (u64, u64, u64),
+    pub(crate) bursts: (u64, u64, u64),
     /// The sender stands still.
-    pub sender: (u64, u64, u64),
+    pub(crate) sender: (u64, u64, u64),
     /// The receiver stands still.
-    pub receiver: (u64, u64, u64),
+    pub(crate) receiver: (u64, u64, u64),
     /// Both stand still at once.
-    pub both: (u64, u64, u64),
+    pub(crate) both: (u64, u64, u64),
     /// The delay goes from 1 ms to 50 ms and back, every so many seconds.
-    pub steps: u64,
+    pub(crate) steps: u64,
     /// Nothing of the receiver reaches the sender.
-    pub one_way: bool,
+    pub(crate) one_way: bool,
 }
 
 /// A course of heartbeats.
-pub struct Trace {
+pub(crate) struct Trace {
     kind: Kind,
     /// When each beat that was not lost was taken in, and its number.
-    pub arrivals: Vec<(u64, u64)>,
+    pub(crate) arrivals: Vec<(u64, u64)>,
     bursts: Spans,
     sender: Spans,
     receiver: Spans,
     end: u64,
+}
+
+/// Whole nanoseconds, none when there are less than none.
+pub(crate) fn whole(nanos: f64) -> u64 {
+    u64::try_from(Duration::from_secs_f64(nanos.max(0.0) / 1e9).as_nanos()).expect("a trace is short")
 }
 
 fn mixed(mut z: u64) -> u64 {
@@ -56,19 +63,21 @@ fn spans(seed: u64, (every, shortest, longest): (u64, u64, u64), end: u64) -> Sp
     let mut spans = vec![];
     // Nothing happens in the first minute: detectors learn.
     let (mut at, mut roll) = (60 * SECOND, seed << 32);
-    while every > 0 {
+    if every == 0 {
+        return spans;
+    }
+    loop {
         roll += 2;
         let gap = -(1.0 - chance(roll)).ln() * (every * SECOND) as f64;
         let length = shortest as f64 * (longest as f64 / shortest as f64).powf(chance(roll + 1));
-        at += gap as u64 + SECOND;
-        let until = at + (length * 1e6) as u64;
+        at += whole(gap) + SECOND;
+        let until = at + whole(length * 1e6);
         if until > end {
-            break;
+            return spans;
         }
         spans.push((at, until));
         at = until;
     }
-    spans
 }
 
 fn within(spans: &Spans, at: u64) -> Option<(u64, u64)> {
@@ -91,7 +100,7 @@ fn merged(a: Spans, b: &Spans) -> Spans {
 
 impl Trace {
     /// The trace of a kind, `end` nanoseconds long; always the same one.
-    pub fn new(kind: Kind, end: u64) -> Self {
+    pub(crate) fn new(kind: Kind, end: u64) -> Self {
         let both = spans(4, kind.both, end);
         let mut trace = Self {
             kind,
@@ -123,25 +132,25 @@ impl Trace {
         let normal = (-2.0 * (1.0 - chance(at ^ 77)).ln()).sqrt() * (std::f64::consts::TAU * chance(at ^ 78)).cos();
         let base = match self.kind.steps {
             0 => 0,
-            every if at / SECOND / every % 2 == 0 => SECOND / 1000,
+            every if (at / SECOND / every).is_multiple_of(2) => SECOND / 1000,
             _ => SECOND / 20,
         };
-        base + (50_000.0 * (normal * 0.8).exp()) as u64
+        base + whole(50_000.0 * (normal * 0.8).exp())
     }
 
     /// `at`, or when the receiver goes on if it stands still then.
-    pub fn awake_at(&self, at: u64) -> u64 {
+    pub(crate) fn awake_at(&self, at: u64) -> u64 {
         within(&self.receiver, at).map_or(at, |span| span.1)
     }
 
     /// A time between two moments in which the receiver stood still.
-    pub fn receiver_stopped(&self, from: u64, until: u64) -> Option<(u64, u64)> {
+    pub(crate) fn receiver_stopped(&self, from: u64, until: u64) -> Option<(u64, u64)> {
         let next = self.receiver.partition_point(|span| span.0 <= until);
         self.receiver[..next].last().copied().filter(|span| span.1 > from)
     }
 
     /// When the answer to a probe comes, if it does.
-    pub fn answered(&self, probe: u64) -> Option<u64> {
+    pub(crate) fn answered(&self, probe: u64) -> Option<u64> {
         let there = probe + self.delay(probe);
         let back = there + self.delay(there);
         let dead = self.kind.one_way || within(&self.sender, there).is_some();
@@ -149,7 +158,7 @@ impl Trace {
     }
 
     /// When the receiver last saw a renewal before `at`. Renewals do not travel on the heartbeat path.
-    pub fn renewal_seen_before(&self, at: u64) -> u64 {
+    pub(crate) fn renewal_seen_before(&self, at: u64) -> u64 {
         let mut renewal = at / RENEW * RENEW;
         while renewal > 0 && within(&self.sender, renewal).is_some() {
             renewal -= RENEW;
@@ -158,17 +167,17 @@ impl Trace {
     }
 
     /// Moments of supposed deaths, one about every ten seconds.
-    pub fn deaths(&self) -> impl Iterator<Item = u64> + use<> {
+    pub(crate) fn deaths(&self) -> impl Iterator<Item = u64> + use<> {
         let (end, sender, receiver) = (self.end, self.sender.clone(), self.receiver.clone());
         (7..end / SECOND / 10)
-            .map(|i| i * 10 * SECOND + (chance(i ^ 99) * 9.0 * SECOND as f64) as u64)
+            .map(|i| i * 10 * SECOND + whole(chance(i ^ 99) * 9.0 * SECOND as f64))
             // Who stands still already cannot be seen to die.
             .filter(move |&at| within(&sender, at).is_none() && within(&receiver, at).is_none())
     }
 }
 
 /// The kinds of traces, by name.
-pub fn kinds() -> Vec<(&'static str, Kind)> {
+pub(crate) fn kinds() -> Vec<(&'static str, Kind)> {
     let loss = |loss| Kind { loss, ..Kind::default() };
     let every = 600;
     vec![

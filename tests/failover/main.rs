@@ -13,7 +13,7 @@ mod volume;
 mod world;
 
 /// The text files of a directory beside this one, by name.
-pub fn texts(dir: &str) -> Vec<(String, String)> {
+pub(crate) fn texts(dir: &str) -> Vec<(String, String)> {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/failover").join(dir);
     let mut texts: Vec<(String, String)> = std::fs::read_dir(&dir)
         .expect("the directory is there")

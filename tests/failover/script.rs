@@ -29,7 +29,7 @@ use repblk::failover::record::Revision;
 
 use crate::world::{Calm, World};
 
-pub fn duration(text: &str) -> Duration {
+pub(crate) fn duration(text: &str) -> Duration {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).expect("a time has a unit"));
     let number: u64 = number.parse().expect("a number before the unit");
     match unit {
@@ -58,7 +58,7 @@ struct Script {
 }
 
 /// Runs a script; panics with the line that does not hold.
-pub fn run(name: &str, text: &str) {
+pub(crate) fn run(name: &str, text: &str) {
     let timing = Timing { settled: Duration::ZERO, ..Timing::default() };
     let mut script = Script { mode: Arbiter::Etcd, timing, budget: 2, world: None, backup: None };
     let mut expectations = 0;

@@ -10,7 +10,7 @@ use crate::world::{Fate, Fault, Place, World};
 
 /// SplitMix64.
 #[derive(Clone)]
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {

@@ -8,30 +8,30 @@ use repblk::units::{DiskInstance, Term};
 
 /// One copy, and the node's part of the volume.
 #[derive(Clone, Debug)]
-pub struct Copy {
-    pub instance: DiskInstance,
-    pub role: Role,
-    pub disk: DiskState,
-    pub term: Term,
-    pub promised: Option<Term>,
+pub(crate) struct Copy {
+    pub(crate) instance: DiskInstance,
+    pub(crate) role: Role,
+    pub(crate) disk: DiskState,
+    pub(crate) term: Term,
+    pub(crate) promised: Option<Term>,
     /// Generations this copy has been at, youngest last.
-    pub lineage: Vec<u64>,
+    pub(crate) lineage: Vec<u64>,
     /// The generation since which it goes on without the peer.
-    pub base: Option<u64>,
-    pub was_primary: bool,
-    pub data: BTreeSet<u64>,
+    pub(crate) base: Option<u64>,
+    pub(crate) was_primary: bool,
+    pub(crate) data: BTreeSet<u64>,
     /// Written here, not answered yet; true: the peer has it.
-    pub pending: Vec<u64>,
-    pub in_sync: bool,
-    pub met_peer: bool,
-    pub exclusion: Option<u64>,
-    pub exclusions: u64,
-    pub draining: bool,
-    pub stalled: bool,
+    pub(crate) pending: Vec<u64>,
+    pub(crate) in_sync: bool,
+    pub(crate) met_peer: bool,
+    pub(crate) exclusion: Option<u64>,
+    pub(crate) exclusions: u64,
+    pub(crate) draining: bool,
+    pub(crate) stalled: bool,
 }
 
 impl Copy {
-    pub fn new(instance: u128) -> Self {
+    pub(crate) fn new(instance: u128) -> Self {
         Self {
             instance: DiskInstance(instance),
             role: Role::Secondary,
@@ -52,12 +52,12 @@ impl Copy {
         }
     }
 
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         *self.lineage.last().expect("a copy has a generation")
     }
 
     /// What a restart leaves.
-    pub fn restarted(&mut self) {
+    pub(crate) fn restarted(&mut self) {
         self.was_primary |= self.role == Role::Primary;
         self.role = Role::Secondary;
         self.promised = None;
@@ -67,7 +67,7 @@ impl Copy {
     }
 
     /// The link is lost: a primary that counted the peer waits for its exclusion.
-    pub fn link_lost(&mut self) {
+    pub(crate) fn link_lost(&mut self) {
         let counted = self.role == Role::Primary && self.base.is_none();
         self.in_sync = false;
         if counted && self.exclusion.is_none() {
@@ -77,14 +77,14 @@ impl Copy {
     }
 
     /// Goes on without the peer.
-    pub fn leave_behind(&mut self, generation: u64) {
+    pub(crate) fn leave_behind(&mut self, generation: u64) {
         if self.base.is_none() {
             self.base = Some(self.generation());
         }
         self.lineage.push(generation);
     }
 
-    pub fn view(&self, link: bool, peer: DiskInstance) -> VolumeView {
+    pub(crate) fn view(&self, link: bool, peer: DiskInstance) -> VolumeView {
         VolumeView {
             role: self.role,
             disk: self.disk,
@@ -102,7 +102,7 @@ impl Copy {
 
 /// Who sends what to whom when two copies meet; the simplest form of the volume's own table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Meeting {
+pub(crate) enum Meeting {
     Even,
     /// The copy of this index is the source.
     From(usize),
@@ -111,7 +111,7 @@ pub enum Meeting {
     SplitBrain,
 }
 
-pub fn meet(copies: [&Copy; 2]) -> Meeting {
+pub(crate) fn meet(copies: [&Copy; 2]) -> Meeting {
     let [a, b] = copies;
     if a.role == Role::Primary && b.role == Role::Primary {
         return Meeting::Wait;

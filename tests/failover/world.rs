@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use repblk::condition::{DiskState, Role};
+use repblk::condition::Role;
 use repblk::failover::Failover;
 use repblk::failover::config::{Arbiter, Config, Timing};
 use repblk::failover::history::History;
@@ -19,7 +19,9 @@ use repblk::failover::record::{Record, Revision};
 use repblk::failover::rule::Rule;
 use repblk::units::{ClusterId, DiskInstance, Moment, Term, Ticket, VolumeId};
 
-use crate::volume::{Copy, Meeting, meet};
+use crate::volume::Copy;
+
+mod copies;
 
 /// A delay of the network between the nodes, and of everything else that takes a moment.
 const HOP: Duration = Duration::from_micros(300);
@@ -34,7 +36,7 @@ const RESYNC: Duration = Duration::from_millis(300);
 
 /// What a fault may do to something that happens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     None,
     /// The question does not reach the arbiter, and the asker cannot know.
     AskLost,
@@ -52,19 +54,19 @@ pub enum Fault {
 
 /// Where a fault may strike.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub(crate) enum Place {
     Arbiter,
     Directive,
     Beat,
 }
 
 /// Chooses the faults of a run.
-pub trait Fate {
+pub(crate) trait Fate {
     fn strikes(&mut self, place: Place) -> Fault;
 }
 
 /// No faults but those of a script.
-pub struct Calm;
+pub(crate) struct Calm;
 
 impl Fate for Calm {
     fn strikes(&mut self, _: Place) -> Fault {
@@ -143,16 +145,16 @@ enum Durable {
     Outdated,
 }
 
-pub struct Node {
-    pub failover: Option<Failover>,
-    pub copy: Copy,
+pub(crate) struct Node {
+    pub(crate) failover: Option<Failover>,
+    pub(crate) copy: Copy,
     life: u64,
     paused_until: Option<u64>,
     lease: Moment,
     /// Millionths that its clock is fast.
     ppm: i64,
-    pub answers: Vec<Result<(), Rule>>,
-    pub rule: Option<Rule>,
+    pub(crate) answers: Vec<Result<(), Rule>>,
+    pub(crate) rule: Option<Rule>,
     floor: Term,
     past: History,
     view: Option<VolumeView>,
@@ -161,39 +163,39 @@ pub struct Node {
     directed_at: u64,
 }
 
-pub struct World<F> {
-    pub now: u64,
+pub(crate) struct World<F> {
+    pub(crate) now: u64,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
-    pub nodes: [Node; 2],
+    pub(crate) nodes: [Node; 2],
     fate: F,
     arbiter: Arbiter,
     timing: Timing,
     automatic_per_hour: usize,
     // The network.
     /// Data link is cut, beats from `i` to the other are cut.
-    pub cut_link: bool,
-    pub cut_beats: [bool; 2],
+    pub(crate) cut_link: bool,
+    pub(crate) cut_beats: [bool; 2],
     cut_until: u64,
-    pub arbiter_up: [bool; 2],
-    pub arbiter_delay: Duration,
+    pub(crate) arbiter_up: [bool; 2],
+    pub(crate) arbiter_delay: Duration,
     link: Option<u64>,
     links: u64,
     dying: bool,
     // The arbiter.
-    pub revision: Revision,
-    pub text: Option<String>,
-    pub proof: ProofWord,
+    pub(crate) revision: Revision,
+    pub(crate) text: Option<String>,
+    pub(crate) proof: ProofWord,
     // What was promised to clients.
     next_write: u64,
     acked: Vec<u64>,
     acked_term: Term,
-    pub last_ack: [u64; 2],
-    pub forced: bool,
-    pub split_brains: usize,
+    pub(crate) last_ack: [u64; 2],
+    pub(crate) forced: bool,
+    pub(crate) split_brains: usize,
     generations: u64,
     lives: u64,
-    pub steps: u64,
+    pub(crate) steps: u64,
     trace: Vec<String>,
 }
 
@@ -203,7 +205,7 @@ fn ns(duration: Duration) -> u64 {
 
 impl<F: Fate> World<F> {
     /// Two equal copies, nobody primary; `b` hears nothing before `start`.
-    pub fn new(arbiter: Arbiter, timing: Timing, fate: F) -> Self {
+    pub(crate) fn new(arbiter: Arbiter, timing: Timing, fate: F) -> Self {
         let node = |instance| Node {
             failover: None,
             copy: Copy::new(instance),
@@ -256,7 +258,7 @@ impl<F: Fate> World<F> {
     }
 
     /// `a` is primary and `b` in sync, and the record says so.
-    pub fn healthy(arbiter: Arbiter, timing: Timing, fate: F) -> Self {
+    pub(crate) fn healthy(arbiter: Arbiter, timing: Timing, fate: F) -> Self {
         let mut world = Self::new(arbiter, timing, fate);
         for node in &mut world.nodes {
             (node.copy.term, node.copy.met_peer) = (Term(7), true);
@@ -290,15 +292,15 @@ impl<F: Fate> World<F> {
         world
     }
 
-    pub fn fate(&mut self) -> &mut F {
+    pub(crate) fn fate(&mut self) -> &mut F {
         &mut self.fate
     }
 
-    pub fn set_rate(&mut self, node: usize, ppm: i64) {
+    pub(crate) fn set_rate(&mut self, node: usize, ppm: i64) {
         self.nodes[node].ppm = ppm;
     }
 
-    pub fn set_budget(&mut self, per_hour: usize) {
+    pub(crate) fn set_budget(&mut self, per_hour: usize) {
         self.automatic_per_hour = per_hour;
     }
 
@@ -319,11 +321,11 @@ impl<F: Fate> World<F> {
         Moment(u64::try_from(i128::from(self.now) + drift).expect("clocks run forward"))
     }
 
-    pub fn failed(&self, why: &str) -> ! {
+    pub(crate) fn failed(&self, why: &str) -> ! {
         panic!("{why}\n{}", self.trace.join("\n"));
     }
 
-    pub fn start(&mut self, node: usize) {
+    pub(crate) fn start(&mut self, node: usize) {
         if self.nodes[node].failover.is_some() {
             return;
         }
@@ -355,7 +357,7 @@ impl<F: Fate> World<F> {
     }
 
     /// The process ends; the host's kernel closes its connections, unless the host is lost with it.
-    pub fn kill(&mut self, node: usize, host: bool) {
+    pub(crate) fn kill(&mut self, node: usize, host: bool) {
         let it = &mut self.nodes[node];
         it.failover = None;
         it.life = 0;
@@ -369,7 +371,7 @@ impl<F: Fate> World<F> {
         }
     }
 
-    pub fn pause(&mut self, node: usize, length: Duration) {
+    pub(crate) fn pause(&mut self, node: usize, length: Duration) {
         self.nodes[node].paused_until = Some(self.now + ns(length));
         self.say(format!("{} pauses for {length:?}", ["a", "b"][node]));
         self.link_dies_if_longer(length);
@@ -382,14 +384,14 @@ impl<F: Fate> World<F> {
     }
 
     /// The link is lost without a word; both sides notice after a while.
-    pub fn link_dies(&mut self) {
+    pub(crate) fn link_dies(&mut self) {
         if let (Some(link), false) = (self.link, self.dying) {
             self.dying = true;
             self.at(PEER_TIMEOUT, Event::LinkDead { link });
         }
     }
 
-    pub fn drop_link(&mut self, why: &str) {
+    pub(crate) fn drop_link(&mut self, why: &str) {
         if self.link.take().is_none() {
             return;
         }
@@ -409,7 +411,7 @@ impl<F: Fate> World<F> {
     }
 
     /// Gives an input to a node, and carries its effects out.
-    pub fn give(&mut self, node: usize, input: Input) {
+    pub(crate) fn give(&mut self, node: usize, input: Input) {
         let (now, life) = (self.clock(node), self.nodes[node].life);
         if let Some(until) = self.nodes[node].paused_until {
             if self.now < until {
@@ -533,15 +535,15 @@ impl<F: Fate> World<F> {
     }
 
     /// The volume of a node was changed from outside.
-    pub fn look_again(&mut self, node: usize) {
+    pub(crate) fn look_again(&mut self, node: usize) {
         self.look(node);
     }
 
-    pub fn ask(&mut self, node: usize, ask: Ask) {
+    pub(crate) fn ask(&mut self, node: usize, ask: Ask) {
         self.give(node, Input::Operator { ticket: Ticket(1), ask });
     }
 
-    pub fn run(&mut self, length: Duration) {
+    pub(crate) fn run(&mut self, length: Duration) {
         let end = self.now + ns(length);
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= end) {
             let ((at, _), event) = entry.remove_entry();
@@ -627,215 +629,7 @@ impl<F: Fate> World<F> {
         }
     }
 
-    fn later(&mut self, node: usize, what: Durable) {
-        let life = self.nodes[node].life;
-        self.at(COMMIT, Event::Durable { node, life, what });
-    }
-
-    fn directed(&mut self, node: usize, directive: Directive) {
-        let copy = &mut self.nodes[node].copy;
-        match directive {
-            Directive::Promise { term, part } => {
-                if copy.role == Role::Primary {
-                    return;
-                }
-                // Nothing is taken from here on, and durable it is a moment later.
-                copy.promised = None;
-                if part {
-                    self.drop_link("promise");
-                }
-                self.later(node, Durable::Promise(term));
-            }
-            Directive::Release => copy.promised = None,
-            Directive::TakeOver { term, force } if copy.promised == Some(term) => {
-                self.later(node, Durable::Primary { term, force });
-            }
-            Directive::TakeOver { .. } => {
-                self.give(node, Input::VolumeRefused { why: "nothing was promised".into() });
-            }
-            Directive::Exclude { number } if copy.exclusion == Some(number) => {
-                self.drop_link("an exclusion was allowed");
-                self.later(node, Durable::Alone { number });
-            }
-            Directive::Exclude { .. } => {}
-            Directive::StandDown => {
-                copy.pending.clear();
-                (copy.role, copy.exclusion, copy.draining) = (Role::Secondary, None, false);
-                copy.disk = DiskState::Outdated;
-                self.drop_link("superseded");
-            }
-            Directive::Drain => {
-                copy.draining = true;
-                self.drained(node);
-            }
-            Directive::Outdate => self.later(node, Durable::Outdated),
-            Directive::Promote { .. } | Directive::Switchover { .. } => {}
-        }
-        self.look(node);
-    }
-
-    fn drained(&mut self, node: usize) {
-        let copy = &self.nodes[node].copy;
-        if copy.draining && copy.pending.is_empty() && copy.exclusion.is_none() && copy.role == Role::Primary {
-            self.later(node, Durable::Secondary);
-        }
-    }
-
-    fn durable(&mut self, node: usize, what: Durable) {
-        self.generations += 1;
-        let generation = self.generations;
-        let linked = self.link.is_some();
-        let copy = &mut self.nodes[node].copy;
-        match what {
-            Durable::Promise(term) => {
-                copy.term = copy.term.max(term);
-                copy.promised = Some(term);
-            }
-            Durable::Primary { term, .. } if copy.promised != Some(term) => {}
-            Durable::Primary { term, force } => {
-                copy.promised = None;
-                copy.role = Role::Primary;
-                copy.term = term;
-                if force {
-                    copy.disk = DiskState::UpToDate;
-                }
-                if !linked {
-                    copy.leave_behind(generation);
-                }
-                let lacks: Vec<u64> = self.acked.iter().copied().filter(|id| !copy.data.contains(id)).collect();
-                self.say(format!("{} is primary at term {term}", ["a", "b"][node]));
-                if !lacks.is_empty() && !self.forced {
-                    self.failed(&format!("a copy was promoted that lacks {lacks:?}"));
-                }
-            }
-            Durable::Alone { number } if copy.exclusion == Some(number) => {
-                copy.exclusion = None;
-                copy.leave_behind(generation);
-                for id in std::mem::take(&mut copy.pending) {
-                    self.acknowledge(node, id);
-                }
-                self.drained(node);
-            }
-            Durable::Alone { .. } => {}
-            Durable::Secondary => {
-                (copy.role, copy.draining, copy.was_primary) = (Role::Secondary, false, false);
-            }
-            Durable::Outdated => copy.disk = DiskState::Outdated,
-        }
-        self.look(node);
-    }
-
-    fn write(&mut self) {
-        self.at(WRITES, Event::Write);
-        for node in 0..2 {
-            if !self.may_answer(node) || !self.is_awake(node) || self.nodes[node].copy.draining {
-                continue;
-            }
-            let (id, link) = (self.next_write, self.link);
-            self.next_write += 1;
-            let copy = &mut self.nodes[node].copy;
-            let term = copy.term;
-            copy.data.insert(id);
-            copy.pending.push(id);
-            match (copy.base, link) {
-                (Some(_), _) if !copy.in_sync => self.acknowledge(node, id),
-                (_, Some(link)) => {
-                    self.at(HOP, Event::Mirrored { to: 1 - node, link, id, term });
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn mirrored(&mut self, to: usize, link: u64, id: u64, term: Term) {
-        let fits = self.link == Some(link) && self.is_awake(to);
-        let copy = &mut self.nodes[to].copy;
-        if fits && copy.role == Role::Secondary && term >= copy.term {
-            copy.data.insert(id);
-            self.at(HOP, Event::Acked { to: 1 - to, link, id });
-        }
-    }
-
-    /// A client is told that its write is done.
-    fn acknowledge(&mut self, node: usize, id: u64) {
-        let copy = &mut self.nodes[node].copy;
-        copy.pending.retain(|&pending| pending != id);
-        if copy.role != Role::Primary || !self.may_answer(node) {
-            return;
-        }
-        let term = self.nodes[node].copy.term;
-        if term < self.acked_term && !self.forced {
-            self.failed(&format!("an acknowledgement at term {term} after one at {}", self.acked_term));
-        }
-        self.acked_term = term;
-        self.acked.push(id);
-        self.last_ack[node] = self.now;
-    }
-
-    fn try_link(&mut self) {
-        let cut = self.cut_link || self.now < self.cut_until;
-        if self.link.is_some() && cut {
-            self.link_dies();
-        }
-        let holds = |node: &Node| {
-            let idle = node.copy.promised.is_none() && !node.copy.draining;
-            idle && node.failover.is_some() && node.paused_until.is_none_or(|until| until <= self.now)
-        };
-        if self.link.is_some() || cut || !self.nodes.iter().all(holds) {
-            return;
-        }
-        match meet([&self.nodes[0].copy, &self.nodes[1].copy]) {
-            Meeting::SplitBrain => {
-                self.split_brains += 1;
-                if self.split_brains == 1 {
-                    self.say("split brain".into());
-                }
-            }
-            Meeting::Wait => {}
-            meeting @ (Meeting::Even | Meeting::From(_)) => {
-                self.links += 1;
-                self.link = Some(self.links);
-                self.say(format!("link up: {meeting:?}"));
-                let term = self.nodes[0].copy.term.max(self.nodes[1].copy.term);
-                for node in &mut self.nodes {
-                    (node.copy.term, node.copy.met_peer) = (term, true);
-                }
-                let link = self.links;
-                match meeting {
-                    Meeting::From(source) => {
-                        self.nodes[1 - source].copy.disk = DiskState::Inconsistent;
-                        self.at(RESYNC, Event::Resynced { link, source });
-                    }
-                    Meeting::Even | Meeting::Wait | Meeting::SplitBrain => self.even(),
-                }
-                (0..2).for_each(|node| self.look(node));
-            }
-        }
-    }
-
-    fn resynced(&mut self, link: u64, source: usize) {
-        if self.link != Some(link) || self.dying {
-            return;
-        }
-        let from = self.nodes[source].copy.clone();
-        let copy = &mut self.nodes[1 - source].copy;
-        (copy.data, copy.lineage, copy.disk) = (from.data, from.lineage, DiskState::UpToDate);
-        self.even();
-        (0..2).for_each(|node| self.look(node));
-    }
-
-    /// Both copies are equal; an exclusion that was not allowed yet is withdrawn, and what waited is on both.
-    fn even(&mut self) {
-        for node in 0..2 {
-            let copy = &mut self.nodes[node].copy;
-            (copy.base, copy.in_sync, copy.exclusion) = (None, true, None);
-            for id in copy.pending.clone() {
-                self.acknowledge(node, id);
-            }
-        }
-    }
-
-    pub fn acked(&self) -> usize {
+    pub(crate) fn acked(&self) -> usize {
         self.acked.len()
     }
 }

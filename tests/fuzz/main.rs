@@ -22,15 +22,15 @@ macro_rules! targets {
 }
 
 targets! {
-    nbd_negotiation, 120_000;
-    nbd_request, 150_000;
+    nbd_negotiation, 40_000;
+    nbd_request, 80_000;
     wire_frame, 100_000;
     wire_hello, 150_000;
-    meta_superblock, 80_000;
-    meta_activity_log, 12_000;
-    meta_bitmap, 12_000;
-    meta_recovery, 20_000;
-    config words mutate::TOML, 40_000;
+    meta_superblock, 60_000;
+    meta_activity_log, 4_000;
+    meta_bitmap, 3_000;
+    meta_recovery, 5_000;
+    config words mutate::TOML, 20_000;
     control_request words mutate::JSON, 120_000;
     control_answer words mutate::JSON, 60_000;
 }

@@ -355,3 +355,22 @@ fn sector_bytes(writer: u64, sector: usize, version: u64) -> Vec<u8> {
     let words = std::iter::once(version).chain(std::iter::repeat(fill)).take(SECTOR / 8);
     words.flat_map(u64::to_le_bytes).collect()
 }
+
+/// A book of one writer with one sector: written four times, of which the second is stable and the third acknowledged.
+fn judge_after(losses: u64, found: u64) -> u64 {
+    let entry = Entry { sent: 4, zeroed: 0, acked: 3, era: 0, stable: 2 };
+    let writers = vec![Writing { count: 4, sectors: vec![entry] }];
+    let book = Book { writers, era: losses, acked: 3, errors: Vec::new(), gap: Duration::ZERO, reconnects: 0 };
+    book.judge(0, 0, &entry, &sector_bytes(0, 0, found))
+}
+
+#[test]
+fn the_audit_knows_what_was_promised() {
+    for (losses, found) in [(0, 3), (0, 4), (1, 2), (1, 3), (1, 4)] {
+        assert_eq!(judge_after(losses, found), found);
+    }
+    for (losses, found) in [(0, 0), (0, 2), (0, 5), (1, 0), (1, 1), (1, 5)] {
+        let judged = std::panic::catch_unwind(|| judge_after(losses, found));
+        assert!(judged.is_err(), "after {losses} power losses, {found} was never allowed");
+    }
+}

@@ -77,7 +77,7 @@ impl<'a> Input<'a> {
     }
 
     /// A stream of chance that the next eight bytes choose.
-    pub fn rng(&mut self) -> Rng {
+    pub(crate) fn rng(&mut self) -> Rng {
         Rng::new(self.u64())
     }
 }

@@ -48,7 +48,7 @@ pub fn patch(page: &mut Page, input: &mut Input<'_>) -> bool {
 }
 
 /// Overwrites the sectors in `mask` with noise, as a disk that rots.
-pub fn rot(page: &mut Page, mask: u8, rng: &mut Rng) {
+pub(crate) fn rot(page: &mut Page, mask: u8, rng: &mut Rng) {
     for (i, sector) in page.chunks_exact_mut(SECTOR_LEN).enumerate() {
         if mask >> i & 1 == 1 {
             // The magic number may survive.
