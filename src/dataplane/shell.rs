@@ -21,7 +21,7 @@ use super::read_queue::ReadQueue;
 use super::session::Session;
 use super::share::{Holders, Share};
 use super::sys::{self, Epoll, Ready};
-use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, Moment, OpId, PeerNo, SessionId};
+use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, Moment, OpId, PeerNo, SessionId};
 use crate::volume::Volume;
 use crate::volume::io::{DirtyRuns, Effect, Input, Snapshot};
 
@@ -42,6 +42,7 @@ pub(super) trait Machine {
     fn snapshot(&self, now: Moment) -> Snapshot;
     fn dirty_runs(&self, from_block: u64) -> DirtyRuns;
     fn is_serving(&self) -> bool;
+    fn generation(&self) -> GenerationId;
 }
 
 impl Machine for Volume {
@@ -59,6 +60,9 @@ impl Machine for Volume {
     }
     fn is_serving(&self) -> bool {
         Self::is_serving(self)
+    }
+    fn generation(&self) -> GenerationId {
+        Self::generation(self)
     }
 }
 

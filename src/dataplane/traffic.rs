@@ -171,7 +171,13 @@ impl<M: Machine> Shell<M> {
 
     /// Sends the clients' replies and ends those that are done.
     pub(super) fn answer_clients(&mut self) {
+        let generation = self.machine.generation();
         for session in &mut self.sessions {
+            if session.follows.is_some_and(|told| told != generation) {
+                let why = "it follows the volume, whose generation is another now; it asks again";
+                self.doomed.push((session.id, why.to_owned()));
+                continue;
+            }
             session.flush(&mut self.pool);
             if session.is_finished() {
                 self.doomed.push((session.id, "the client said goodbye".to_owned()));

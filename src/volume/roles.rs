@@ -18,6 +18,7 @@ use crate::volume::io::{Command, Discard, Effect, HostError, Refusal, Report};
 use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::rule::Rule;
+use crate::volume::transfer_log::Cursor;
 use crate::volume::{Effects, Volume};
 use crate::wire::Message;
 
@@ -308,6 +309,8 @@ impl Volume {
         let Transition::Promoting { ticket } = self.transition else { return };
         self.transition = Transition::None;
         self.role = Role::Primary;
+        // What this node wrote as secondary may still be in the disk's cache: the first flush really flushes.
+        self.local = Cursor::joining(self.log.last());
         self.stream = None;
         self.resume = false;
         self.resolved();

@@ -102,6 +102,8 @@ impl Volume {
             superblock.was_primary = false;
             superblock.peers[slot].base = GenerationId::NONE;
         });
+        // What the source was given in earlier terms and lost, this copy lacks now, too.
+        self.whole_since = self.term();
         self.resolved();
     }
 
