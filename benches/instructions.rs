@@ -39,7 +39,9 @@ fn main() {
         "frame-empty" => frames(count, 0),
         "checksum-64k" => {
             let bytes = vec![7; 65536];
-            (0..count).for_each(|_| drop(black_box(crc32fast::hash(black_box(&bytes)))));
+            (0..count).for_each(|_| {
+                let _ = black_box(crc32fast::hash(black_box(&bytes)));
+            });
         }
         "bitmap" => bitmap(count),
         "activity-log" => activity_log(count),
