@@ -1,6 +1,7 @@
 //! NBD clients: accepting them, negotiating, and giving the socket to the volume.
 //!
-//! A client has [`NEGOTIATION_TIME`] for its negotiation. From a node that is not primary it gets a refusal that names the
+//! A client has [`NEGOTIATION_TIME`] for its negotiation, and sits in a lobby meanwhile: those that never agree lose their seats to
+//! newcomers and keep nobody out. From a node that is not primary it gets a refusal that names the
 //! primary, at once; nothing waits for a promotion.
 
 use std::os::fd::OwnedFd;
@@ -10,21 +11,30 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::config::Config;
 use super::handle::{Client, VolumeHandle};
+use super::lobby::Lobby;
 use super::sockets::UnixSocket;
 use crate::condition::Role;
 use crate::dataplane::mailbox::{ClientManners, State};
+use crate::generation::Lineage;
 use crate::nbd::constants::BASE_ALLOCATION_ID;
-use crate::nbd::{ExportInfo, ExportListing, ExportRefusal, Exports, Handover, Mode, Negotiation, Next, RefusalCode};
+use crate::nbd::{
+    ExportInfo, ExportListing, ExportRefusal, Exports, FOLLOW_SUFFIX, Handover, Mode, Negotiation, Next, RefusalCode,
+    Standing, follow_name,
+};
 use crate::units::SessionId;
+use crate::volume::io::Snapshot;
 
 /// Longest time from the first byte to the export.
 const NEGOTIATION_TIME: Duration = Duration::from_secs(10);
-/// Most clients at one time, negotiating or served.
+/// Most clients that negotiate at one time.
+const LOBBY_SEATS: usize = 128;
+/// Most clients served at one time. The data plane's shares of memory are reckoned for as many.
 const CLIENTS_MAX: usize = 256;
 
 /// Everything that negotiations share.
@@ -32,6 +42,7 @@ pub(super) struct ExportDesk {
     volumes: Vec<Arc<VolumeHandle>>,
     config: Arc<Config>,
     node: String,
+    lobby: Arc<Lobby>,
     places: Arc<Semaphore>,
     next_session: AtomicU64,
 }
@@ -58,7 +69,8 @@ impl Transport for UnixStream {
 impl ExportDesk {
     pub(super) fn new(volumes: Vec<Arc<VolumeHandle>>, config: Arc<Config>, node: &str) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
-        Arc::new(Self { volumes, config, node: node.to_owned(), places, next_session: AtomicU64::new(1) })
+        let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
+        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, next_session: AtomicU64::new(1) })
     }
 
     /// Takes clients over TCP, for ever.
@@ -86,28 +98,33 @@ impl ExportDesk {
     }
 
     fn welcome(self: Arc<Self>, stream: impl Transport, from: String) {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            warn!(from, "NBD client refused: {CLIENTS_MAX} clients are connected already");
-            return;
-        };
         tokio::spawn(async move {
-            let serving = tokio::time::timeout(NEGOTIATION_TIME, self.serve(stream, &from, place)).await;
-            match serving {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => debug!(from, "NBD client left: {why}"),
-                Err(_) => info!(from, "NBD client dropped: no agreement within {} s", NEGOTIATION_TIME.as_secs()),
+            match self.serve(stream, &from).await {
+                Ok(()) => {}
+                Err(why) => debug!(from, "NBD client left: {why}"),
             }
         });
     }
 
     /// Negotiates and hands over.
-    async fn serve(&self, mut stream: impl Transport, from: &str, place: OwnedSemaphorePermit) -> Result<(), String> {
-        let (handover, leftover) = self.negotiate(&mut stream).await?;
-        let volume = self.volumes.iter().find(|volume| volume.name() == handover.export.name);
+    async fn serve(&self, mut stream: impl Transport, from: &str) -> Result<(), String> {
+        let seated = self.lobby.seat(timeout(NEGOTIATION_TIME, self.negotiate(&mut stream))).await;
+        let agreed = seated.ok_or("newcomers needed its seat before there was agreement")?;
+        let late = |_| format!("no agreement within {} s", NEGOTIATION_TIME.as_secs());
+        let (handover, leftover) = agreed.map_err(late)??;
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| full())?;
+        let name = handover.export.name.as_str();
+        let (name, follows) = name.strip_suffix(FOLLOW_SUFFIX).map_or((name, false), |name| (name, true));
+        let volume = self.volumes.iter().find(|volume| volume.name() == name);
         let volume = volume.ok_or("the export is gone")?;
+        let mut manners = manners(&handover);
+        if follows {
+            // As the client was told; what has changed since ends the connection.
+            manners.follows = handover.export.description.parse().ok().map(|told: Standing| told.lineage.current);
+        }
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let socket = stream.into_socket().map_err(|error| error.to_string())?;
-        let client = Client { session, socket, manners: manners(&handover), leftover, from: from.to_owned() };
+        let client = Client { session, socket, manners, leftover, from: from.to_owned() };
         volume.adopt_client(client, place)?;
         info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, "NBD client connected");
         Ok(())
@@ -169,7 +186,9 @@ impl ExportsNow<'_> {
     /// Why a client cannot have the volume here, if it cannot.
     fn refusal(&self, volume: &VolumeHandle, state: &Result<State, String>) -> Option<String> {
         let state = match state {
-            Ok(state) if state.volume.role == Role::Primary => return None,
+            Ok(state) if state.volume.role == Role::Primary => {
+                return (self.desk.places.available_permits() == 0).then(full);
+            }
             Ok(state) => state,
             Err(why) => return Some(why.clone()),
         };
@@ -187,8 +206,26 @@ impl ExportsNow<'_> {
     }
 }
 
+impl ExportsNow<'_> {
+    /// What a follower is told.
+    fn standing(&self, volume: &VolumeHandle, state: &Snapshot) -> Standing {
+        Standing {
+            cluster_name: self.desk.config.cluster.clone(),
+            node: self.desk.node.clone(),
+            cluster: volume.identity.cluster,
+            volume: volume.identity.volume,
+            instance: volume.identity.instance,
+            lineage: Lineage { current: state.generation, history: state.history },
+            term: state.term,
+            whole_since: state.whole_since,
+            mode: state.mode,
+        }
+    }
+}
+
 impl Exports for ExportsNow<'_> {
     fn find(&self, name: &[u8]) -> Result<ExportInfo, ExportRefusal> {
+        let (name, follows) = name.strip_suffix(FOLLOW_SUFFIX.as_bytes()).map_or((name, false), |name| (name, true));
         let wanted = |volume: &VolumeHandle| volume.name().as_bytes() == name;
         // An empty name asks for the default: the only volume, if there is only one.
         let default = name.is_empty() && self.volumes.len() == 1;
@@ -198,11 +235,18 @@ impl Exports for ExportsNow<'_> {
             let message = format!("there is no such export on node {}; it has: {}", self.desk.node, names.join(", "));
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
-        match self.refusal(volume, state) {
-            Some(message) => Err(ExportRefusal { code: RefusalCode::Policy, message }),
-            None => Ok(ExportInfo {
+        if let Some(message) = self.refusal(volume, state) {
+            return Err(ExportRefusal { code: RefusalCode::Policy, message });
+        }
+        let size = volume.identity.size;
+        match state {
+            Ok(state) if follows => Ok(ExportInfo {
+                description: self.standing(volume, &state.volume).to_string(),
+                ..ExportInfo::new(follow_name(volume.name()), size)
+            }),
+            _ => Ok(ExportInfo {
                 description: format!("repblk volume {} of cluster {}", volume.name(), self.desk.config.cluster),
-                ..ExportInfo::new(volume.name(), volume.identity.size)
+                ..ExportInfo::new(volume.name(), size)
             }),
         }
     }
@@ -225,7 +269,12 @@ fn manners(handover: &Handover) -> ClientManners {
         structured: handover.mode != Mode::Simple,
         extended: handover.mode == Mode::Extended,
         allocation_context: handover.contexts.allocation.then_some(BASE_ALLOCATION_ID),
+        follows: None,
     }
+}
+
+fn full() -> String {
+    format!("{CLIENTS_MAX} clients are connected to this node already, and it takes no more")
 }
 
 async fn cannot_accept(error: &std::io::Error) {

@@ -16,11 +16,13 @@ mod hello_exchange;
 pub mod identity;
 pub mod init;
 mod links;
+mod lobby;
 pub mod logs;
+mod printable;
 mod saved;
 mod serve;
 pub mod signature;
-mod sockets;
+pub(crate) mod sockets;
 mod start;
 pub mod status;
 

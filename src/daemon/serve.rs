@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::arbiter;
 use super::config::{Config, NbdAddress, Node};
-use super::control::server::ControlDesk;
+use super::control::server::{ControlDesk, LOBBY_SEATS, OPEN_MAX};
 use super::events::EventHub;
 use super::exports::ExportDesk;
 use super::handle::VolumeHandle;
 use super::heartbeat::{Ear, Heartbeat};
 use super::identity::random_u64;
+use super::lobby::Lobby;
 use super::sockets::{self, UnixSocket};
 use super::start::{self, Started};
 use super::{links, promise};
@@ -125,6 +127,8 @@ impl Daemon {
             volumes: volumes.clone(),
             ear: Arc::clone(&ear),
             events,
+            lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
+            open: Semaphore::new(OPEN_MAX),
         };
         self.services.push(tokio::spawn(Arc::new(desk).keep_serving(control)));
         let beats =

@@ -55,8 +55,8 @@ pub(super) fn start(
     let entropy = random_u64().map_err(|error| named(&format!("no random number can be had: {error}")))?;
     let volume_len = superblock.data_len;
     let volume = Volume::new(volume_config(me, spec), recovered, entropy);
-    let half = usize::try_from(spec.pool_bytes / 2).map_err(|error| named(&error))?;
-    let pool = PoolSizes { clients: half, reads: half, ..PoolSizes::default() };
+    let quarter = usize::try_from(spec.pool_bytes / 4).map_err(|error| named(&error))?;
+    let pool = PoolSizes { clients: 2 * quarter, reads: quarter, resync: quarter, ..PoolSizes::default() };
     let params = ThreadParams { name: spec.name.clone(), volume, disk, volume_len, pool, spin: spec.spin };
     let (sender, news) = mpsc::channel(NEWS_MAX);
     let mailbox = dataplane::start(params, sender).map_err(|error| {

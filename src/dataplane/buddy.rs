@@ -85,6 +85,11 @@ impl Buddy {
         }
     }
 
+    /// Length of the area, in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.state.len() * UNIT_LEN
+    }
+
     /// True when nothing is allocated.
     #[cfg(test)]
     pub(super) fn is_unused(&self) -> bool {

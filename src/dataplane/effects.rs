@@ -2,19 +2,20 @@
 
 use std::io;
 
-use super::engine::Outcome;
+use super::engine;
 use super::mailbox::{Counters, News};
 use super::pool::Area;
-use super::session::Kind;
+use super::session::{Kind, Outcome};
 use super::shell::{Machine, Shell};
 use crate::meta::MetaPage;
 use crate::units::{BufId, ByteRange, OpId, SessionId};
-use crate::volume::io::{BufSlice, DiskError, Effect, HostError, Input, Report};
+use crate::volume::io::{BufSlice, DiskError, Effect, HostError, HostOp, Input, Report};
 
 /// An effect on the local disk; it waits until the peers have been told.
 #[derive(Debug)]
 pub(super) enum Local {
     Read(OpId, ByteRange),
+    ReadSparse(OpId, ByteRange),
     /// Counted as a user of its buffer.
     Write(OpId, ByteRange, BufSlice),
     Zero(OpId, ByteRange, bool),
@@ -37,9 +38,10 @@ impl<M: Machine> Shell<M> {
                 for buf in self.releases.drain(..) {
                     self.pool.release(buf);
                 }
-                self.engine.start()?;
                 self.tell_outcomes();
             }
+            // Also when nothing was wanted: what was reaped may have led to jobs by itself.
+            self.engine.start()?;
             if self.doomed.is_empty() {
                 return Ok(());
             }
@@ -52,7 +54,7 @@ impl<M: Machine> Shell<M> {
             Effect::DiskRead { op, range } => self.local.push(Local::Read(op, range)),
             Effect::DiskReadSparse { op, range } => {
                 self.sparse_reads.push((op, range));
-                self.local.push(Local::Read(op, range));
+                self.local.push(Local::ReadSparse(op, range));
             }
             Effect::DiskWrite { op, range, data } => {
                 self.pool.retain(data.buf);
@@ -94,9 +96,15 @@ impl<M: Machine> Shell<M> {
         session: SessionId,
         tag: u64,
         result: Result<(), HostError>,
-        buf: Option<BufId>,
-        more: Vec<BufId>,
+        mut buf: Option<BufId>,
+        mut more: Vec<BufId>,
     ) {
+        // What a peer read for a client may wait for that client, and links never wait for clients.
+        for buf in buf.iter_mut().chain(&mut more) {
+            let (moved, old) = self.pool.out_of(Area::Links, Area::Reads, *buf);
+            *buf = moved;
+            self.releases.extend(old);
+        }
         let data = buf.into_iter().chain(more);
         let place = self.session_at(session);
         let (Some(i), false) = (place, result == Err(HostError::NotPrimary)) else {
@@ -106,8 +114,15 @@ impl<M: Machine> Shell<M> {
             // Counted elsewhere too, perhaps, in this same batch.
             return self.releases.extend(data);
         };
-        let request = self.sessions[i].answer(&mut self.pool, tag, result, data);
-        count(&mut self.counters, request.kind, request.range, result.is_ok());
+        match self.sessions[i].answer(&mut self.pool, tag, result, data) {
+            Ok(Outcome::Pending) => {}
+            Ok(Outcome::Done(asked)) => count(&mut self.counters, asked.kind, asked.range, !asked.failed),
+            Ok(Outcome::Flush(tag)) => {
+                let (op, range) = (HostOp::Flush, ByteRange::new(0, 0));
+                self.step(Input::Host { session, tag, op, range, fua: false });
+            }
+            Err(why) => self.doomed.push((session, why)),
+        }
     }
 
     /// Runs what waits for the local disk.
@@ -116,7 +131,11 @@ impl<M: Machine> Shell<M> {
         for job in local.drain(..) {
             let outcome = match job {
                 Local::Read(op, range) => {
-                    self.read_queue.push_back((op, range));
+                    self.reads.push(op, range);
+                    None
+                }
+                Local::ReadSparse(op, range) => {
+                    self.resync_reads.push(op, range);
                     None
                 }
                 Local::Write(op, range, data) => {
@@ -140,25 +159,18 @@ impl<M: Machine> Shell<M> {
         self.start_reads();
     }
 
-    /// Starts reads in their order as far as there is memory.
     fn start_reads(&mut self) {
-        while let Some(&(op, range)) = self.read_queue.front() {
-            let len = usize::try_from(range.len()).expect("reads are bounded by the maximum payload");
-            let Some(buf) = self.pool.allocate_buffer(Area::Reads, len) else {
-                self.read_frees = self.pool.frees(Area::Reads);
-                return;
-            };
-            self.read_queue.pop_front();
-            self.outcomes.extend(self.engine.read(op, range, buf, &mut self.pool));
+        for queue in [&mut self.reads, &mut self.resync_reads] {
+            while let Some((op, range, buf)) = queue.next(&mut self.pool) {
+                self.outcomes.extend(self.engine.read(op, range, buf, &mut self.pool));
+            }
         }
     }
 
     /// Starts reads that waited for memory.
     pub(super) fn serve_reads(&mut self) {
-        if !self.read_queue.is_empty() && self.read_frees != self.pool.frees(Area::Reads) {
-            self.start_reads();
-            self.tell_outcomes();
-        }
+        self.start_reads();
+        self.tell_outcomes();
     }
 
     /// What came of an operation; a sparse read that found only zeros keeps no buffer.
@@ -183,8 +195,8 @@ impl<M: Machine> Shell<M> {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for outcome in outcomes.drain(..) {
             let input = match outcome {
-                Outcome::Disk { op, result } => Input::DiskDone { op, result: self.without_zeros(op, result) },
-                Outcome::Meta { op, result } => Input::MetaDone { op, result },
+                engine::Outcome::Disk { op, result } => Input::DiskDone { op, result: self.without_zeros(op, result) },
+                engine::Outcome::Meta { op, result } => Input::MetaDone { op, result },
             };
             self.step(input);
         }

@@ -45,8 +45,14 @@ impl Bench {
         };
         Self {
             engine: Engine::new(files, choice).expect("a backend"),
-            pool: Pool::new(PoolSizes { clients: 2 << 20, reads: 2 << 20, links: 4096, bounce: 128 << 10 })
-                .expect("mapped"),
+            pool: Pool::new(PoolSizes {
+                clients: 2 << 20,
+                reads: 2 << 20,
+                resync: 4096,
+                links: 4096,
+                bounce: 128 << 10,
+            })
+            .expect("mapped"),
             next: 0,
             ended: HashMap::new(),
             plain: open(0),

@@ -11,6 +11,9 @@
 //! | `effects` | what the machine wants, done |
 //! | `traffic` | clients and peers in a turn |
 //! | `session`, `link` | one client, one peer |
+//! | `asked` | what a client is still owed |
+//! | `share` | what a client may hold |
+//! | `read_queue` | reads that wait for memory |
 //! | `receiver`, `outbox` | bytes in, bytes out |
 //! | `pool`, `buddy` | payload memory |
 //! | `open` | the disk before the volume runs |
@@ -22,28 +25,34 @@
 //! # Memory
 //!
 //! Payloads live in one arena and are never copied on their way: a write is received in place, sent to the peers from
-//! there, and written from there. Everything a client can cause to be held is bounded, and what one kind of use holds
-//! never waits for the same kind of memory (see `pool`), so that a full pool always drains.
+//! there, and written from there. What one kind of use holds never waits for the same kind of memory (see `pool`), so that a full
+//! pool always drains; and what clients hold by not moving is bounded for all of them together (see `share`), so that none
+//! waits for another.
 //!
 //! This is the only room with `unsafe`: system calls (`sys`), the arena (`pool`), and memory that the kernel uses while a
 //! job runs (`backend`).
 #![allow(unsafe_code)]
 
+mod asked;
 mod backend;
 mod buddy;
 mod effects;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+#[cfg(test)]
+mod follow_tests;
 mod link;
 pub mod mailbox;
 mod newsroom;
 mod open;
 mod outbox;
 mod pool;
+mod read_queue;
 mod receiver;
 mod ring;
 mod session;
+mod share;
 mod shell;
 #[cfg(test)]
 mod shell_tests;

@@ -311,7 +311,8 @@ fn reopen(path: &Path, original: &File) -> Result<File, OpenError> {
 
 /// Reads one block directly, to learn now rather than in the first request whether that works.
 fn try_direct(files: &Files) -> io::Result<()> {
-    let mut pool = Pool::new(super::pool::PoolSizes { clients: 4096, reads: 4096, links: 4096, bounce: 4096 })?;
+    let mut pool =
+        Pool::new(super::pool::PoolSizes { clients: 4096, reads: 4096, resync: 4096, links: 4096, bounce: 4096 })?;
     let chunk = pool.allocate(Area::Bounce, 4096).expect("an empty pool has a page");
     files.data.read_exact_at(pool.chunk_bytes_mut(chunk, 0, 4096), 0)
 }

@@ -8,7 +8,6 @@ use std::io::{self, IoSlice};
 use socket2::Socket;
 
 use super::pool::Pool;
-use crate::units::BufId;
 use crate::volume::io::BufSlice;
 
 /// Parts given to the kernel in one call.
@@ -32,12 +31,19 @@ pub(super) struct Outbox {
     consumed: usize,
     parts: VecDeque<Part>,
     queued: usize,
+    /// Memory of the pool that the slices keep, in bytes.
+    pooled: usize,
 }
 
 impl Outbox {
     /// Bytes waiting.
     pub(super) fn queued(&self) -> usize {
         self.queued
+    }
+
+    /// Memory taken by what waits, in bytes: a slice keeps all of its buffer until it is sent.
+    pub(super) fn held(&self) -> usize {
+        self.pooled + self.bytes.len() - self.consumed
     }
 
     /// True when nothing waits.
@@ -59,7 +65,8 @@ impl Outbox {
     }
 
     /// Appends a slice. The outbox becomes one of its buffer's users.
-    pub(super) fn push_slice(&mut self, slice: BufSlice) {
+    pub(super) fn push_slice(&mut self, pool: &Pool, slice: BufSlice) {
+        self.pooled += pool.footprint(slice.buf);
         let len = usize::try_from(slice.len).expect("usize has at least 32 bits");
         self.parts.push_back(Part::Slice(slice));
         self.queued += len;
@@ -87,7 +94,7 @@ impl Outbox {
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             match socket.send_vectored_with_flags(&vector[..count], flags) {
                 Ok(sent) => {
-                    self.advance(sent, |buf| pool.release(buf));
+                    self.advance(sent, pool);
                     total += sent;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -98,7 +105,7 @@ impl Outbox {
         Ok(total)
     }
 
-    fn advance(&mut self, mut sent: usize, mut release: impl FnMut(BufId)) {
+    fn advance(&mut self, mut sent: usize, pool: &mut Pool) {
         self.queued -= sent;
         // A slice of no bytes at the front goes too.
         while let Some(part) = self.parts.front_mut() {
@@ -113,7 +120,8 @@ impl Outbox {
             }
             if gone == len {
                 if let Part::Slice(slice) = *part {
-                    release(slice.buf);
+                    self.pooled -= pool.footprint(slice.buf);
+                    pool.release(slice.buf);
                 }
                 self.parts.pop_front();
                 continue;
@@ -142,8 +150,7 @@ impl Outbox {
             }
         }
         self.bytes.clear();
-        self.consumed = 0;
-        self.queued = 0;
+        (self.consumed, self.queued, self.pooled) = (0, 0, 0);
     }
 }
 
@@ -172,7 +179,7 @@ mod tests {
             let buf = pool.allocate_buffer(Area::Reads, 3000).expect("room for all");
             let whole = pool.whole(buf);
             pool.bytes_mut(whole).fill(mark[3]);
-            outbox.push_slice(whole);
+            outbox.push_slice(&pool, whole);
             expected.extend(std::iter::repeat_n(mark[3], 3000));
         }
         assert_eq!(outbox.queued(), expected.len());

@@ -19,23 +19,26 @@ use crate::volume::io::BufSlice;
 pub(super) enum Area {
     /// Payloads on their way from NBD clients.
     Clients,
-    /// Data read from the disk.
+    /// Data read for clients, and for a peer whose disk is gone.
     Reads,
+    /// Data read for resync, which no client may hold up.
+    Resync,
     /// Frames from peers.
     Links,
     /// Aligned copies for direct I/O.
     Bounce,
 }
 
-const AREAS: usize = 4;
+const AREAS: usize = 5;
 
 impl Area {
     fn index(self) -> usize {
         match self {
             Self::Clients => 0,
             Self::Reads => 1,
-            Self::Links => 2,
-            Self::Bounce => 3,
+            Self::Resync => 2,
+            Self::Links => 3,
+            Self::Bounce => 4,
         }
     }
 }
@@ -44,10 +47,12 @@ impl Area {
 /// volume costs nearly nothing. Each length is a power of two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PoolSizes {
-    /// For what clients send; at least the largest NBD payload (32 MiB).
+    /// For what clients send.
     pub clients: usize,
-    /// For what is read; at least the largest NBD payload (32 MiB).
+    /// For what is read for clients, and for a peer; at least 8 MiB, so that the share of a client alone suits any host.
     pub reads: usize,
+    /// For what is read for resync; at least 512 KiB.
+    pub resync: usize,
     /// For what peers send; at least 2 MiB per peer.
     pub links: usize,
     /// For aligned copies; used only with direct I/O.
@@ -56,13 +61,13 @@ pub struct PoolSizes {
 
 impl Default for PoolSizes {
     fn default() -> Self {
-        Self { clients: 32 << 20, reads: 32 << 20, links: 8 << 20, bounce: 4 << 20 }
+        Self { clients: 32 << 20, reads: 16 << 20, resync: 16 << 20, links: 8 << 20, bounce: 4 << 20 }
     }
 }
 
 impl PoolSizes {
     fn lens(self) -> [usize; AREAS] {
-        [self.clients, self.reads, self.links, self.bounce]
+        [self.clients, self.reads, self.resync, self.links, self.bounce]
     }
 }
 
@@ -159,6 +164,16 @@ impl Pool {
         self.frees[area.index()]
     }
 
+    /// Memory that a buffer of its own would take, in bytes.
+    pub(super) fn footprint(&self, buf: BufId) -> usize {
+        block_len(at(self.slots[at(buf.0)].len))
+    }
+
+    /// Length of an area, in bytes.
+    pub(super) fn area_len(&self, area: Area) -> usize {
+        self.areas[area.index()].1.len()
+    }
+
     /// Bytes of a chunk.
     pub(super) fn chunk_len(&self, chunk: ChunkId) -> usize {
         UNIT_LEN << self.chunks[at(chunk.0)].order
@@ -221,6 +236,20 @@ impl Pool {
             self.free_slots.push(buf.0);
             self.drop_chunk(chunk);
         }
+    }
+
+    /// The buffer itself if it lies elsewhere than in `from`, else a copy of it in `to` and the buffer to let go of. Without memory
+    /// for a copy it stays where it is.
+    pub(super) fn out_of(&mut self, from: Area, to: Area, buf: BufId) -> (BufId, Option<BufId>) {
+        if self.chunks[at(self.slots[at(buf.0)].chunk.0)].area != from {
+            return (buf, None);
+        }
+        let old = self.whole(buf);
+        let Some(copy) = self.allocate_buffer(to, at(old.len)) else { return (buf, None) };
+        let (old, new) = (self.place(old), self.place(self.whole(copy)));
+        let (old, new) = self.arena.two_mut(old, new);
+        new.copy_from_slice(old);
+        (copy, Some(buf))
     }
 
     /// The whole of a buffer.
@@ -315,6 +344,11 @@ impl Pool {
     }
 }
 
+/// Memory that a chunk of at least `len` bytes takes.
+pub(super) fn block_len(len: usize) -> usize {
+    UNIT_LEN << order_of(len)
+}
+
 fn at(n: u32) -> usize {
     usize::try_from(n).expect("usize has at least 32 bits")
 }
@@ -401,7 +435,30 @@ mod tests {
     use proptest::prelude::*;
 
     fn small() -> Pool {
-        Pool::new(PoolSizes { clients: 256 << 10, reads: 64 << 10, links: 64 << 10, bounce: 16 << 10 }).expect("mapped")
+        Pool::new(PoolSizes {
+            clients: 256 << 10,
+            reads: 64 << 10,
+            resync: 64 << 10,
+            links: 64 << 10,
+            bounce: 16 << 10,
+        })
+        .expect("mapped")
+    }
+
+    #[test]
+    fn a_buffer_moves_out_of_an_area_with_its_bytes_or_stays() {
+        let mut pool = small();
+        let first = pool.allocate_buffer(Area::Links, 40 << 10).expect("there is room");
+        let whole = pool.whole(first);
+        pool.bytes_mut(whole).fill(9);
+        let (copy, old) = pool.out_of(Area::Links, Area::Reads, first);
+        assert_eq!(old, Some(first));
+        assert!(pool.bytes(pool.whole(copy)).iter().all(|&byte| byte == 9));
+        assert_eq!(pool.out_of(Area::Links, Area::Reads, copy), (copy, None), "it is out already");
+        assert_eq!(pool.out_of(Area::Links, Area::Reads, first), (first, None), "there is no room for another one");
+        pool.release(first);
+        pool.release(copy);
+        assert!(pool.is_unused());
     }
 
     proptest! {

@@ -2,8 +2,8 @@
 //!
 //! A receive goes into a fresh chunk of the pool, which is then cut to what arrived; bodies that lie in it whole are used
 //! where they lie. A body that does not gets a buffer of its own: what has arrived is moved there once, and the rest is
-//! received behind it. A beginning of a header is kept aside. So between two turns nothing of the pool is held but bodies that
-//! are arriving, and a full pool can never be full of idle connections.
+//! received behind it. A beginning of a header is kept aside. So between two turns nothing of the pool is held but what has come
+//! and cannot be used yet, and the rest of a body that is arriving: both at most as long as the owner says.
 
 use std::io::{self, IoSliceMut, Read};
 
@@ -15,8 +15,8 @@ use crate::units::BufId;
 /// Longest header of any protocol received here, in bytes.
 const HEADER_MAX: usize = 72;
 /// Size of a receive when there is memory.
-const CHUNK_LEN: usize = 256 << 10;
-/// Size of a receive that had to wait for memory, and least size of any.
+pub(super) const CHUNK_LEN: usize = 256 << 10;
+/// Size of a receive that had to wait for memory.
 const SCARCE_LEN: usize = 32 << 10;
 /// While more than this of a body is missing, little is received beyond it: the next body is probably large too.
 const LARGE: usize = 64 << 10;
@@ -48,16 +48,34 @@ struct Window {
     end: usize,
 }
 
+/// A body, or the next piece of one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Body {
+    /// Its length in bytes; not 0.
+    pub(super) len: usize,
+    /// Its length if it has to wait for memory.
+    pub(super) scarce_len: usize,
+    /// Bytes of the message that are still to come, those of this body included.
+    pub(super) message_left: usize,
+}
+
+impl Body {
+    /// A body in one piece.
+    pub(super) fn whole(len: usize) -> Self {
+        Self { len, scarce_len: len, message_left: len }
+    }
+}
+
 #[derive(Debug)]
-enum Body {
+enum Stage {
     /// Between two messages.
     None,
     /// In the window whole.
     Here { len: usize },
-    /// Its memory is awaited; what has arrived is kept aside.
-    Waiting { len: usize, begun: Vec<u8> },
-    /// Arriving in place.
-    Filling { chunk: ChunkId, len: usize, filled: usize },
+    /// Its memory is awaited; what has arrived stays in the window.
+    Waiting { len: usize, last: bool },
+    /// Arriving in place. `last` when another message follows, and not another piece.
+    Filling { chunk: ChunkId, len: usize, filled: usize, last: bool },
     /// To be thrown away.
     Draining { left: u64 },
 }
@@ -69,7 +87,7 @@ pub(super) struct Receiver {
     head: [u8; HEADER_MAX],
     head_len: usize,
     window: Option<Window>,
-    body: Body,
+    body: Stage,
     /// Bytes that came before this receiver did.
     early: Vec<u8>,
 }
@@ -77,7 +95,7 @@ pub(super) struct Receiver {
 impl Receiver {
     /// A receiver whose memory comes from `area`. `early` came from the socket before.
     pub(super) fn new(area: Area, early: Vec<u8>) -> Self {
-        Self { area, head: [0; HEADER_MAX], head_len: 0, window: None, body: Body::None, early }
+        Self { area, head: [0; HEADER_MAX], head_len: 0, window: None, body: Stage::None, early }
     }
 
     /// True while received bytes have not been looked at.
@@ -92,37 +110,54 @@ impl Receiver {
 
     /// True while memory of the pool is held.
     pub(super) fn holds_memory(&self) -> bool {
-        self.window.is_some() || matches!(self.body, Body::Filling { .. })
+        self.window.is_some() || matches!(self.body, Stage::Filling { .. })
     }
 
     /// True while a body waits for memory.
     pub(super) fn waits_for_memory(&self) -> bool {
-        matches!(self.body, Body::Waiting { .. })
+        matches!(self.body, Stage::Waiting { .. })
     }
 
     /// Gives the awaited body its memory, if there is any. False while there is none.
     pub(super) fn grant(&mut self, pool: &mut Pool) -> bool {
-        let Body::Waiting { len, begun } = &self.body else { return true };
-        let Some(chunk) = pool.allocate(self.area, *len) else { return false };
-        pool.chunk_bytes_mut(chunk, 0, begun.len()).copy_from_slice(begun);
-        self.body = Body::Filling { chunk, len: *len, filled: begun.len() };
+        let Stage::Waiting { len, last } = self.body else { return true };
+        self.fill(pool, len, last)
+    }
+
+    /// Gives a body its memory, if there is any, and moves there what has come of it.
+    fn fill(&mut self, pool: &mut Pool, len: usize, last: bool) -> bool {
+        let Some(chunk) = pool.allocate(self.area, len) else { return false };
+        let mut filled = 0;
+        if let Some(window) = &self.window {
+            filled = (window.end - window.at).min(len);
+            let (from, to) = pool.two_chunks_mut((window.chunk, window.at, filled), (chunk, 0, filled));
+            to.copy_from_slice(from);
+        }
+        self.consume(pool, filled);
+        self.body = Stage::Filling { chunk, len, filled, last };
         true
     }
 
-    /// Receives once. `scarce`: others wait for memory, so take little.
+    /// Receives once, at most `most` bytes into fresh memory. `scarce`: others wait for memory, so take little.
     ///
     /// # Errors
     /// When the connection is broken.
-    pub(super) fn receive(&mut self, socket: &Socket, pool: &mut Pool, scarce: bool) -> io::Result<Received> {
+    pub(super) fn receive(
+        &mut self,
+        socket: &Socket,
+        pool: &mut Pool,
+        most: usize,
+        scarce: bool,
+    ) -> io::Result<Received> {
         assert!(self.window.is_none(), "what came before is looked at first");
         let filling = match &mut self.body {
-            Body::Waiting { .. } => return Ok(Received::NoMemory),
-            Body::Filling { chunk, len, filled } if self.early.is_empty() => Some((*chunk, *len, filled)),
+            Stage::Waiting { .. } => return Ok(Received::NoMemory),
+            Stage::Filling { chunk, len, filled, last } if self.early.is_empty() => Some((*chunk, *len, filled, *last)),
             _ => None,
         };
-        let Some((body, body_len, filled)) = filling else {
-            let Some(chunk) = pool.allocate_between(self.area, SCARCE_LEN, if scarce { SCARCE_LEN } else { CHUNK_LEN })
-            else {
+        let Some((body, body_len, filled, last)) = filling else {
+            let most = if scarce { most.min(SCARCE_LEN) } else { most };
+            let Some(chunk) = pool.allocate_between(self.area, most.min(SCARCE_LEN), most) else {
                 return Ok(Received::NoMemory);
             };
             let room = pool.chunk_len(chunk);
@@ -139,8 +174,9 @@ impl Receiver {
             return result;
         };
         let missing = body_len - *filled;
-        let beyond = if missing > LARGE || scarce { BEYOND_LARGE } else { CHUNK_LEN };
-        let Some(chunk) = pool.allocate_between(self.area, BEYOND_LARGE, beyond) else {
+        let beyond = if missing > LARGE || scarce { BEYOND_LARGE } else { most };
+        let chunk = if last { pool.allocate_between(self.area, BEYOND_LARGE, beyond) } else { None };
+        let Some(chunk) = chunk else {
             let space = pool.chunk_bytes_mut(body, *filled, missing);
             let mut result = read(socket, &mut [IoSliceMut::new(space)]);
             if let Ok(Received::Bytes { count, drained }) = &mut result {
@@ -177,7 +213,7 @@ impl Receiver {
     ///
     /// Only between two messages: after [`Receiver::take_body`] or [`Receiver::is_drained`] said that the last one is done.
     pub(super) fn header(&mut self, pool: &mut Pool, len: usize) -> Option<[u8; HEADER_MAX]> {
-        assert!(len <= HEADER_MAX && matches!(self.body, Body::None), "one message after the other");
+        assert!(len <= HEADER_MAX && matches!(self.body, Stage::None), "one message after the other");
         let window = self.window.as_ref()?;
         let count = (len - self.head_len).min(window.end - window.at);
         let part = pool.chunk_bytes(window.chunk, window.at, count);
@@ -196,48 +232,36 @@ impl Receiver {
         &self.head[..self.head_len]
     }
 
-    /// Says that `len` bytes of body follow the header just taken; `len` is not 0.
-    pub(super) fn begin_body(&mut self, pool: &mut Pool, len: usize, others_wait: bool) {
-        assert!(len > 0 && matches!(self.body, Body::None));
+    /// Says that a body, or a piece of one, follows what was taken last.
+    pub(super) fn begin_body(&mut self, pool: &mut Pool, body: Body, others_wait: bool) {
+        let Body { len, scarce_len, message_left } = body;
+        assert!(len > 0 && matches!(self.body, Stage::None));
         let here = self.window.as_ref().map_or(0, |w| w.end - w.at);
         if here >= len {
-            self.body = Body::Here { len };
-            return;
+            self.body = Stage::Here { len };
+        } else if others_wait || !self.fill(pool, len, len == message_left) {
+            self.body = if here >= scarce_len {
+                Stage::Here { len: scarce_len }
+            } else {
+                Stage::Waiting { len: scarce_len, last: scarce_len == message_left }
+            };
         }
-        let chunk = if others_wait { None } else { pool.allocate(self.area, len) };
-        match (chunk, &self.window) {
-            (Some(chunk), Some(window)) => {
-                let (from, to) = pool.two_chunks_mut((window.chunk, window.at, here), (chunk, 0, here));
-                to.copy_from_slice(from);
-            }
-            (Some(_), None) => {}
-            (None, window) => {
-                let begun = window.as_ref().map_or_else(Vec::new, |w| pool.chunk_bytes(w.chunk, w.at, here).to_vec());
-                self.consume(pool, here);
-                self.body = Body::Waiting { len, begun };
-                return;
-            }
-        }
-        if let Some(chunk) = chunk {
-            self.body = Body::Filling { chunk, len, filled: here };
-        }
-        self.consume(pool, here);
     }
 
     /// The body, when it is there whole. The caller becomes its user.
     pub(super) fn take_body(&mut self, pool: &mut Pool) -> Option<BufId> {
         match self.body {
-            Body::Here { len } => {
+            Stage::Here { len } => {
                 let window = self.window.as_ref().expect("the body lies in it");
                 let buf = pool.slice(window.chunk, window.at, len);
                 self.consume(pool, len);
-                self.body = Body::None;
+                self.body = Stage::None;
                 Some(buf)
             }
-            Body::Filling { chunk, len, filled } if filled == len => {
+            Stage::Filling { chunk, len, filled, .. } if filled == len => {
                 let buf = pool.slice(chunk, 0, len);
                 pool.drop_chunk(chunk);
-                self.body = Body::None;
+                self.body = Stage::None;
                 Some(buf)
             }
             _ => None,
@@ -246,18 +270,18 @@ impl Receiver {
 
     /// Says that `len` bytes follow which nobody wants.
     pub(super) fn begin_drain(&mut self, len: u64) {
-        assert!(matches!(self.body, Body::None));
-        self.body = Body::Draining { left: len };
+        assert!(matches!(self.body, Stage::None));
+        self.body = Stage::Draining { left: len };
     }
 
     /// Throws away what has come of the unwanted bytes. True when none are left to come.
     pub(super) fn is_drained(&mut self, pool: &mut Pool) -> bool {
-        let Body::Draining { left } = self.body else { return true };
+        let Stage::Draining { left } = self.body else { return true };
         let here = self.window.as_ref().map_or(0, |w| w.end - w.at);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(here);
         self.consume(pool, count);
         let left = left - u64::try_from(count).expect("usize has at most 64 bits");
-        self.body = if left == 0 { Body::None } else { Body::Draining { left } };
+        self.body = if left == 0 { Stage::None } else { Stage::Draining { left } };
         left == 0
     }
 
@@ -275,10 +299,10 @@ impl Receiver {
         if let Some(window) = self.window.take() {
             pool.drop_chunk(window.chunk);
         }
-        if let Body::Filling { chunk, .. } = self.body {
+        if let Stage::Filling { chunk, .. } = self.body {
             pool.drop_chunk(chunk);
         }
-        self.body = Body::None;
+        self.body = Stage::None;
         self.early.clear();
     }
 }

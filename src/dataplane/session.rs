@@ -1,24 +1,26 @@
 //! One NBD client: its requests as they come, its replies as they may go.
 //!
 //! The session parses, refuses what the protocol refuses, and bounds what a client may have outstanding; what a request does is
-//! decided elsewhere. A client that sends too much or reads too little stops only itself.
+//! decided elsewhere. A client that sends too much or reads too little stops only itself: what it may hold by that is its
+//! [`Share`], and a request that is larger goes to the machine in pieces. A write's are those that arrive; a read's follow each
+//! other as the client takes them, and then the reply stands alone: nothing else is under way until its end.
 
 use socket2::Socket;
 
+use super::asked::{Asked, AskedNo, Requests};
 use super::mailbox::ClientManners;
 use super::outbox::Outbox;
-use super::pool::{Area, Pool};
-use super::receiver::{Received, Receiver};
+use super::pool::{Area, Pool, block_len};
+use super::receiver::{Body, Received, Receiver};
+use super::share::Share;
 use crate::nbd::{self, ExportInfo, Handover, Header, MetaContexts, Mode, NbdError, ReplyTo, Request, Terms};
-use crate::units::{BufId, ByteRange, Moment, SessionId};
+use crate::units::{BLOCK_SIZE, BufId, ByteRange, GenerationId, SessionId};
 use crate::volume::io::HostError;
 
-/// Requests a client may have outstanding; more are left in its socket.
+/// Pieces of requests a client may have outstanding; more are left in its socket.
 const IN_FLIGHT_MAX: usize = 128;
-/// Bytes of reads a client may have outstanding or unsent; one read may exceed it alone.
-const READ_BYTES_MAX: u64 = 8 << 20;
-/// Encoded replies a client may leave unread.
-const UNREAD_MAX: usize = 16 << 20;
+/// Longest piece of a write that had to wait for its memory, in bytes.
+const SCARCE_PIECE: usize = 64 << 10;
 
 /// What a request was, for its reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,21 +31,26 @@ pub(super) enum Kind {
     Hole,
 }
 
-/// A request that the machine has.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outstanding {
-    to: ReplyTo,
-    pub(super) kind: Kind,
-    pub(super) range: ByteRange,
-}
-
-/// A request that came whole.
+/// A request, or a piece of one, that is ready for the machine.
 #[derive(Debug)]
 pub(super) struct Arrived {
     pub(super) request: Request,
     pub(super) to: ReplyTo,
     /// The payload of a write.
     pub(super) payload: Option<BufId>,
+    /// The request that this is a piece of, and whether it is the last one.
+    pub(super) piece_of: Option<(AskedNo, bool)>,
+}
+
+/// What the machine's answer led to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// More of the request is to come.
+    Pending,
+    /// The request is answered.
+    Done(Asked),
+    /// The request is done when a flush with this tag is.
+    Flush(u64),
 }
 
 /// Why a connection cannot go on.
@@ -53,8 +60,10 @@ pub(super) type Why = String;
 enum Stage {
     /// A header is next.
     Header,
-    /// The payload of this write is arriving.
-    Payload { header: Header, request: Request },
+    /// The payload of this write is arriving. The machine has all before `rest`.
+    Payload { to: ReplyTo, range: ByteRange, fua: bool, rest: ByteRange, no: Option<AskedNo> },
+    /// This read awaits its share of memory. With a number, it is answered in pieces, and all before `rest` is on its way.
+    Read { to: ReplyTo, df: bool, rest: ByteRange, no: Option<AskedNo> },
     /// The payload of a refused request is thrown away.
     Refused { to: ReplyTo, reject: nbd::Reject },
     /// The client said goodbye.
@@ -67,6 +76,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) socket: Socket,
     pub(super) from: String,
+    /// As [`ClientManners::follows`].
+    pub(super) follows: Option<GenerationId>,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
     /// The client has ended: the end is still to be read, and no event will say so again.
@@ -77,17 +88,17 @@ pub(super) struct Session {
     pub(super) room_watched: bool,
     /// In the queue for memory.
     pub(super) queued_for_memory: bool,
-    /// When bytes last moved in either direction.
-    pub(super) moved: Moment,
+    /// What it may hold.
+    pub(super) share: Share,
     /// Sending failed: replies are dropped, but what the client sent before it went is still done.
     deaf: bool,
     terms: Terms,
     stage: Stage,
     receiver: Receiver,
     outbox: Outbox,
-    outstanding: Vec<Option<Outstanding>>,
-    free_tags: Vec<usize>,
-    reading: u64,
+    requests: Requests,
+    /// Memory that outstanding reads take, in bytes.
+    reading: usize,
 }
 
 impl Session {
@@ -99,7 +110,7 @@ impl Session {
         size: u64,
         early: Vec<u8>,
         from: String,
-        now: Moment,
+        share: Share,
     ) -> Self {
         let mode = match manners {
             ClientManners { extended: true, .. } => Mode::Extended,
@@ -112,77 +123,96 @@ impl Session {
             id,
             socket,
             from,
+            follows: manners.follows,
             readable: true,
             ending: false,
             writable: true,
             room_watched: false,
             queued_for_memory: false,
-            moved: now,
+            share,
             deaf: false,
             terms,
             stage: Stage::Header,
             receiver: Receiver::new(Area::Clients, early),
             outbox: Outbox::default(),
-            outstanding: Vec::new(),
-            free_tags: Vec::new(),
+            requests: Requests::default(),
             reading: 0,
         }
     }
 
-    /// Requests that the machine has.
-    pub(super) fn in_flight(&self) -> usize {
-        self.outstanding.len() - self.free_tags.len()
+    /// Memory that reads and replies take until the client has read them, in bytes.
+    pub(super) fn unread(&self) -> usize {
+        self.reading + self.outbox.held()
+    }
+
+    /// True while bytes from the client that cannot go to the machine yet take memory of the pool.
+    pub(super) fn holds_received(&self) -> bool {
+        self.receiver.holds_memory()
     }
 
     /// True while the client may have one more request outstanding.
     fn may_ask(&self) -> bool {
-        let unsent = self.reading + u64::try_from(self.outbox.queued()).unwrap_or(u64::MAX);
         !matches!(self.stage, Stage::Disconnecting)
-            && self.in_flight() < IN_FLIGHT_MAX
-            && unsent < READ_BYTES_MAX
-            && self.outbox.queued() < UNREAD_MAX
+            && self.requests.pieces() < IN_FLIGHT_MAX
+            && self.unread() < self.share.unread
+    }
+
+    /// True while the next step needs bytes from the client.
+    fn wants_bytes(&self) -> bool {
+        !matches!(self.stage, Stage::Read { .. })
     }
 
     /// True when the session could go on without anything happening outside.
     pub(super) fn has_work(&self) -> bool {
         !self.queued_for_memory
             && self.may_ask()
-            && (self.readable || self.receiver.has_window() || self.receiver.has_early())
+            && match self.stage {
+                Stage::Read { rest, no, .. } => self.readable_len(rest, no).is_some(),
+                _ => self.readable || self.receiver.has_window() || self.receiver.has_early(),
+            }
+    }
+
+    /// How much of the read may go to the machine now. Whole where the share allows: then an error can still be told.
+    fn readable_len(&self, rest: ByteRange, no: Option<AskedNo>) -> Option<u64> {
+        if rest.is_empty() {
+            return None;
+        }
+        let whole = usize::try_from(rest.len()).expect("at most the maximum payload");
+        let idle = self.requests.pieces() == 0;
+        let (len, free) = if no.is_none() && block_len(whole) <= self.share.unread {
+            (whole, true)
+        } else {
+            (whole.min(self.share.unread / 2), idle)
+        };
+        let fits = self.unread() + block_len(len) <= self.share.unread || self.unread() == 0;
+        (free && fits).then(|| u64::try_from(len).expect("usize has at most 64 bits"))
     }
 
     /// True when a receive needs fresh memory.
     pub(super) fn needs_memory(&self) -> bool {
-        !self.receiver.holds_memory()
-    }
-
-    /// True when pool memory is held for bytes that this client has yet to send or to read.
-    pub(super) fn holds_up_memory(&self) -> bool {
-        (self.receiver.holds_memory() && !self.readable) || (!self.outbox.is_empty() && !self.writable)
+        self.wants_bytes() && !self.receiver.holds_memory()
     }
 
     /// True when everything the client asked before its goodbye is done.
     pub(super) fn is_finished(&self) -> bool {
-        matches!(self.stage, Stage::Disconnecting) && self.in_flight() == 0 && self.outbox.is_empty()
+        matches!(self.stage, Stage::Disconnecting) && self.requests.pieces() == 0 && self.outbox.is_empty()
     }
 
     /// Receives once, unless received bytes wait. `scarce` when others wait for memory.
     ///
     /// # Errors
     /// Why the connection is over.
-    pub(super) fn receive(&mut self, pool: &mut Pool, scarce: bool, now: Moment) -> Result<Received, Why> {
-        if self.receiver.has_window() {
+    pub(super) fn receive(&mut self, pool: &mut Pool, scarce: bool) -> Result<Received, Why> {
+        if self.receiver.has_window() || !self.wants_bytes() {
             return Ok(Received::Nothing);
         }
-        let received = match self.receiver.receive(&self.socket, pool, scarce) {
+        let received = match self.receiver.receive(&self.socket, pool, self.share.receive, scarce) {
             Ok(Received::End) => return Err("the client closed the connection".to_owned()),
             Ok(received) => received,
             Err(e) => return Err(format!("receiving from the client failed: {e}")),
         };
         match received {
-            Received::Bytes { drained, .. } => {
-                self.moved = now;
-                self.readable = !drained || self.ending;
-            }
+            Received::Bytes { drained, .. } => self.readable = !drained || self.ending,
             Received::Nothing => self.readable = false,
             Received::End | Received::NoMemory => {}
         }
@@ -222,11 +252,8 @@ impl Session {
                         return Ok(Some(arrived));
                     }
                 }
-                Stage::Payload { header, request } => {
-                    let Some(payload) = self.receiver.take_body(pool) else { return Ok(None) };
-                    self.stage = Stage::Header;
-                    return Ok(Some(Arrived { request, to: header.reply_to(mode), payload: Some(payload) }));
-                }
+                Stage::Payload { .. } => return Ok(self.written(pool, others_wait)),
+                Stage::Read { to, df, rest, no } => return Ok(self.read(to, df, rest, no)),
                 Stage::Refused { to, reject } => {
                     if !self.receiver.is_drained(pool) {
                         return Ok(None);
@@ -249,14 +276,17 @@ impl Session {
                 self.receiver.clear(pool);
                 None
             }
-            Ok(request @ Request::Write { range, .. }) => {
+            Ok(Request::Write { range, fua }) => {
                 assert_eq!(range.len(), payload_len, "validation compares them");
-                let len = usize::try_from(payload_len).expect("at most the maximum payload");
-                self.stage = Stage::Payload { header, request };
-                self.receiver.begin_body(pool, len, others_wait);
+                self.stage = Stage::Payload { to, range, fua, rest: range, no: None };
+                self.await_piece(pool, range, others_wait);
                 None
             }
-            Ok(request) if payload_len == 0 => Some(Arrived { request, to, payload: None }),
+            Ok(Request::Read { range, df }) => {
+                self.stage = Stage::Read { to, df, rest: range, no: None };
+                None
+            }
+            Ok(request) if payload_len == 0 => Some(Arrived { request, to, payload: None, piece_of: None }),
             other => {
                 let odd = nbd::Reject { error: NbdError::Invalid, message: "the command takes no payload" };
                 self.stage = Stage::Refused { to, reject: other.err().unwrap_or(odd) };
@@ -266,66 +296,136 @@ impl Session {
         }
     }
 
-    /// Notes a request that goes to the machine; its tag.
-    pub(super) fn admit(&mut self, to: ReplyTo, kind: Kind, range: ByteRange) -> u64 {
-        if kind == Kind::Read {
-            self.reading += range.len();
-        }
-        let entry = Some(Outstanding { to, kind, range });
-        let tag = match self.free_tags.pop() {
-            Some(tag) => {
-                self.outstanding[tag] = entry;
-                tag
-            }
-            None => {
-                self.outstanding.push(entry);
-                self.outstanding.len() - 1
-            }
+    /// Makes ready for the next piece of a write, which ends on a block so that no two pieces share one.
+    fn await_piece(&mut self, pool: &mut Pool, rest: ByteRange, others_wait: bool) {
+        let missing = usize::try_from(rest.len()).expect("at most the maximum payload");
+        let beyond_block = usize::try_from(rest.start() % BLOCK_SIZE).expect("less than a block");
+        let up_to = |len: usize| if missing <= len { missing } else { len - beyond_block };
+        let body = Body {
+            len: up_to(self.share.receive),
+            scarce_len: up_to(self.share.receive.min(SCARCE_PIECE)),
+            message_left: missing,
         };
-        u64::try_from(tag).expect("bounded by IN_FLIGHT_MAX")
+        self.receiver.begin_body(pool, body, others_wait);
     }
 
-    /// Queues the machine's answer to `tag`; the buffers are the data of a read, and become the session's.
+    /// The piece of a write that has come whole.
+    fn written(&mut self, pool: &mut Pool, others_wait: bool) -> Option<Arrived> {
+        let Stage::Payload { to, range, fua, rest, ref mut no } = self.stage else { unreachable!("asked then only") };
+        let payload = self.receiver.take_body(pool)?;
+        let (piece, rest) = rest.split_at(u64::from(pool.whole(payload).len));
+        let arrived = if piece == range {
+            Arrived { request: Request::Write { range, fua }, to, payload: Some(payload), piece_of: None }
+        } else {
+            let no = *no.get_or_insert_with(|| self.requests.begin(to, Kind::Write, range, fua));
+            let request = Request::Write { range: piece, fua: false };
+            Arrived { request, to, payload: Some(payload), piece_of: Some((no, rest.is_empty())) }
+        };
+        if rest.is_empty() {
+            self.stage = Stage::Header;
+        } else {
+            self.stage = Stage::Payload { to, range, fua, rest, no: arrived.piece_of.map(|(no, _)| no) };
+            self.await_piece(pool, rest, others_wait);
+        }
+        Some(arrived)
+    }
+
+    /// As much of a read as may be on its way.
+    fn read(&mut self, to: ReplyTo, df: bool, rest: ByteRange, no: Option<AskedNo>) -> Option<Arrived> {
+        let len = self.readable_len(rest, no)?;
+        if no.is_none() && len == rest.len() {
+            self.stage = Stage::Header;
+            return Some(Arrived { request: Request::Read { range: rest, df }, to, payload: None, piece_of: None });
+        }
+        let no = no.unwrap_or_else(|| self.requests.begin(to, Kind::Read, rest, false));
+        let (piece, rest) = rest.split_at(len);
+        // Until the last piece is answered nothing else is begun, whose reply might come between.
+        self.stage = Stage::Read { to, df, rest, no: Some(no) };
+        let request = Request::Read { range: piece, df };
+        Some(Arrived { request, to, payload: None, piece_of: Some((no, rest.is_empty())) })
+    }
+
+    /// Notes a request or a piece that goes to the machine; its tag.
+    pub(super) fn admit(&mut self, of: Option<(AskedNo, bool)>, to: ReplyTo, kind: Kind, range: ByteRange) -> u64 {
+        if kind == Kind::Read {
+            self.reading += read_len(range);
+        }
+        let (no, last) = of.unwrap_or_else(|| (self.requests.begin(to, kind, range, false), true));
+        self.requests.piece(no, range, last)
+    }
+
+    /// Takes the machine's answer to `tag`, and queues the reply when it is the last; the buffers are the data of a read, and
+    /// become the session's.
+    ///
+    /// # Errors
+    /// Why the connection is over: what was promised cannot be said any more.
     ///
     /// # Panics
-    /// When no such request is outstanding, or the data is not as long as what was asked.
+    /// When no such piece is outstanding, or the data is not as long as what was asked.
     pub(super) fn answer(
         &mut self,
         pool: &mut Pool,
         tag: u64,
         result: Result<(), HostError>,
         data: impl Iterator<Item = BufId>,
-    ) -> Outstanding {
-        let tag = usize::try_from(tag).expect("tags are indices");
-        let request = self.outstanding[tag].take().expect("each request is answered once");
-        self.free_tags.push(tag);
-        let read = request.kind == Kind::Read;
-        if read {
-            self.reading -= request.range.len();
-        }
-        match result {
-            Ok(()) if read => {
-                let head = nbd::reply::read(request.to, request.range);
-                self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
-                let before = self.outbox.queued();
-                for buf in data {
-                    self.outbox.push_slice(pool.whole(buf));
+    ) -> Result<Outcome, Why> {
+        let answered = self.requests.answer(tag, result.is_ok());
+        let Asked { to, kind, range, flush_after, failed, .. } = answered.asked;
+        if kind == Kind::Read {
+            self.reading -= read_len(answered.range);
+            let first = answered.range.start() == range.start();
+            if result.is_ok() {
+                if first {
+                    let head = nbd::reply::read(to, range);
+                    self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
                 }
-                let sent = u64::try_from(self.outbox.queued() - before).expect("usize has at most 64 bits");
-                assert_eq!(sent, request.range.len(), "a read is answered with all its bytes");
-            }
-            Ok(()) => self.succeed(request.to),
-            Err(_) => {
+                let before = self.outbox.queued();
+                data.for_each(|buf| self.outbox.push_slice(pool, pool.whole(buf)));
+                let queued = u64::try_from(self.outbox.queued() - before).expect("usize has at most 64 bits");
+                assert_eq!(queued, answered.range.len(), "a read is answered with all its bytes");
+            } else {
                 data.for_each(|buf| pool.release(buf));
-                self.refuse(request.to, NbdError::Io, "no copy of the volume could serve the request");
+                if !first {
+                    return Err("no copy could serve the rest of a read whose reply had begun".to_owned());
+                }
+                self.fail(to);
+            }
+            // After a failure the rest is not asked for.
+            if result.is_ok() && !answered.complete {
+                return Ok(Outcome::Pending);
+            }
+            if matches!(self.stage, Stage::Read { no, .. } if no == Some(answered.no)) {
+                self.stage = Stage::Header;
+            }
+        } else {
+            if !answered.complete {
+                return Ok(Outcome::Pending);
+            }
+            if failed {
+                self.fail(to);
+            } else if flush_after {
+                return Ok(Outcome::Flush(self.requests.flush(answered.no)));
+            } else {
+                self.succeed(to);
             }
         }
-        request
+        self.requests.end(answered.no);
+        Ok(Outcome::Done(answered.asked))
+    }
+
+    fn fail(&mut self, to: ReplyTo) {
+        self.refuse(to, NbdError::Io, "no copy of the volume could serve the request");
     }
 
     /// Queues success of a request without data.
     pub(super) fn succeed(&mut self, to: ReplyTo) {
         let head = nbd::reply::success(to);
+        self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
+    }
+
+    /// Queues success of a request for no bytes.
+    pub(super) fn succeed_at_nothing(&mut self, to: ReplyTo) {
+        let head = nbd::reply::nothing(to);
         self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
     }
 
@@ -340,17 +440,11 @@ impl Session {
     }
 
     /// Sends what the socket takes. A client that has gone is noticed by the next receive, after what it sent before.
-    pub(super) fn flush(&mut self, pool: &mut Pool, now: Moment) {
+    pub(super) fn flush(&mut self, pool: &mut Pool) {
         if self.outbox.is_empty() || !(self.writable || self.deaf) {
             return;
         }
-        if !self.deaf {
-            match self.outbox.flush(&self.socket, pool) {
-                Ok(0) => {}
-                Ok(_) => self.moved = now,
-                Err(_) => self.deaf = true,
-            }
-        }
+        self.deaf |= self.outbox.flush(&self.socket, pool).is_err();
         if self.deaf {
             self.outbox.clear(pool);
             self.readable = true;
@@ -363,4 +457,9 @@ impl Session {
         self.receiver.clear(pool);
         self.outbox.clear(pool);
     }
+}
+
+/// Memory that a read takes, in bytes.
+fn read_len(range: ByteRange) -> usize {
+    block_len(usize::try_from(range.len()).expect("at most the maximum payload"))
 }

@@ -17,9 +17,11 @@ use super::link::Link;
 use super::mailbox::{ClientManners, Counters, DIRTY_RUN_BLOCKS_MAX, DIRTY_RUNS_MAX, Letter, Letters, News, State};
 use super::newsroom::Newsroom;
 use super::pool::{Area, Pool};
+use super::read_queue::ReadQueue;
 use super::session::Session;
+use super::share::{Holders, Share};
 use super::sys::{self, Epoll, Ready};
-use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, Moment, OpId, PeerNo, SessionId};
+use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, Moment, OpId, PeerNo, SessionId};
 use crate::volume::Volume;
 use crate::volume::io::{DirtyRuns, Effect, Input, Snapshot};
 
@@ -30,8 +32,6 @@ const LINK: u64 = 1 << 63;
 const CLIENT: u64 = 1 << 62;
 /// News that found the channel full are tried again this often.
 const NEWS_RETRY: Duration = Duration::from_millis(20);
-/// While memory is short, clients that hold it idly are looked for this often.
-const STALL_CHECK: Duration = Duration::from_secs(1);
 /// How long running disk operations are waited for at the end.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -42,6 +42,7 @@ pub(super) trait Machine {
     fn snapshot(&self, now: Moment) -> Snapshot;
     fn dirty_runs(&self, from_block: u64) -> DirtyRuns;
     fn is_serving(&self) -> bool;
+    fn generation(&self) -> GenerationId;
 }
 
 impl Machine for Volume {
@@ -59,6 +60,9 @@ impl Machine for Volume {
     }
     fn is_serving(&self) -> bool {
         Self::is_serving(self)
+    }
+    fn generation(&self) -> GenerationId {
+        Self::generation(self)
     }
 }
 
@@ -86,12 +90,14 @@ pub(super) struct Shell<M> {
     pub(super) memory_queue: VecDeque<SessionId>,
     /// Frees of the clients' area when the queue was last looked at in vain.
     pub(super) memory_frees: u64,
-    /// Reads that wait for memory, in the order they came.
-    pub(super) read_queue: VecDeque<(OpId, ByteRange)>,
+    /// Reads for clients and peers, which wait for memory.
+    pub(super) reads: ReadQueue,
+    /// Reads for resync, as `reads`.
+    pub(super) resync_reads: ReadQueue,
+    /// Who holds memory, as far as this turn has come.
+    pub(super) holders: Holders,
     /// Reads under way whose zeros need no buffer; a handful, of resync.
     pub(super) sparse_reads: Vec<(OpId, ByteRange)>,
-    /// As `memory_frees`, for reads.
-    pub(super) read_frees: u64,
     /// Connections to end, and why.
     pub(super) doomed: Vec<(SessionId, String)>,
     pub(super) links: Vec<Link>,
@@ -99,13 +105,14 @@ pub(super) struct Shell<M> {
     pub(super) news: Newsroom,
     /// Bytes moved on a socket in this turn.
     pub(super) moved: bool,
+    /// Requests and frames that came in this turn.
+    pub(super) heard: u32,
     next_link: u64,
     letters: Letters,
     epoll: Epoll,
     ready: Vec<Ready>,
     started: Moment,
     spin: Duration,
-    stalls_checked: Moment,
     news_kept: bool,
     stopped: bool,
 }
@@ -139,21 +146,22 @@ impl<M: Machine> Shell<M> {
             first_session: 0,
             memory_queue: VecDeque::new(),
             memory_frees: 0,
-            read_queue: VecDeque::new(),
+            reads: ReadQueue::new(Area::Reads),
+            resync_reads: ReadQueue::new(Area::Resync),
+            holders: Holders::default(),
             sparse_reads: Vec::new(),
-            read_frees: 0,
             doomed: Vec::new(),
             links: Vec::new(),
             counters: Counters::default(),
             news,
             moved: false,
+            heard: 0,
             next_link: 0,
             letters,
             epoll,
             ready: Vec::new(),
             started: now,
             spin,
-            stalls_checked: now,
             news_kept: false,
             stopped: false,
         })
@@ -207,7 +215,7 @@ impl<M: Machine> Shell<M> {
     /// One turn.
     fn turn(&mut self) -> io::Result<()> {
         self.now = sys::now();
-        self.moved = false;
+        (self.moved, self.heard) = (false, 0);
         self.read_letters();
         self.reap_disk();
         if self.machine.next_deadline().is_some_and(|deadline| deadline <= self.now) {
@@ -220,7 +228,6 @@ impl<M: Machine> Shell<M> {
         self.settle()?;
         self.answer_clients();
         self.close_links();
-        self.evict_stalled();
         self.bury();
         self.serve_reads();
         // What the ends of connections led to goes now too: nothing is left behind while the thread sleeps.
@@ -234,7 +241,8 @@ impl<M: Machine> Shell<M> {
         !self.effects.is_empty()
             || !self.doomed.is_empty()
             || (!self.memory_queue.is_empty() && self.memory_frees != self.pool.frees(Area::Clients))
-            || (!self.read_queue.is_empty() && self.read_frees != self.pool.frees(Area::Reads))
+            || self.reads.may_go_on(&self.pool)
+            || self.resync_reads.may_go_on(&self.pool)
             || self.links.iter().any(|link| link.has_work(&self.pool))
             || self.sessions.iter().any(|session| session.has_work() || session.is_finished())
     }
@@ -246,11 +254,9 @@ impl<M: Machine> Shell<M> {
         }
         let now = sys::now();
         let until = |moment: Moment| moment.since(now);
-        let short = !self.memory_queue.is_empty() || !self.read_queue.is_empty();
         [
             self.machine.next_deadline().map(until),
             self.links.iter().filter_map(|link| link.closing.as_ref()).map(|(end, _)| until(*end)).min(),
-            short.then_some(STALL_CHECK),
             self.news_kept.then_some(NEWS_RETRY),
             self.engine.is_held_up().then_some(Duration::from_millis(1)),
         ]
@@ -259,13 +265,23 @@ impl<M: Machine> Shell<M> {
         .min()
     }
 
-    /// Sleeps until something happens. After traffic on the network more is likely soon: then it polls for a moment first,
-    /// since waking a sleeping processor costs more than a small write.
+    /// How long to poll the network before sleeping. After traffic more is likely soon, and waking a sleeping processor costs more
+    /// than a small write. Who has many requests under way waits for throughput and not for one answer: a processor is better
+    /// left to the others sooner then.
+    fn polling_time(&self) -> Duration {
+        match self.heard {
+            _ if !self.moved || self.engine.is_busy() => Duration::ZERO,
+            0 | 1 => self.spin,
+            _ => self.spin / 4,
+        }
+    }
+
+    /// Sleeps until something happens, after polling for a moment.
     fn wait(&mut self) -> io::Result<()> {
         self.watch_full_sockets()?;
         let mut ready = std::mem::take(&mut self.ready);
         let timeout = self.timeout();
-        let spin = if self.moved && !self.engine.is_busy() { self.spin } else { Duration::ZERO };
+        let spin = self.polling_time();
         let spin_end = sys::now().after(timeout.map_or(spin, |t| t.min(spin)));
         self.epoll.wait(if spin.is_zero() { timeout } else { Some(Duration::ZERO) }, &mut ready)?;
         while ready.is_empty() && !spin.is_zero() && timeout != Some(Duration::ZERO) {
@@ -370,7 +386,8 @@ impl<M: Machine> Shell<M> {
         }
         // Replies gather in one send each turn; waiting for more to come would only delay them. Not for Unix sockets.
         let _ = socket.set_tcp_nodelay(true);
-        let session = Session::new(id, socket, manners, self.volume_len, leftover, from, self.now);
+        let share = Share::among(self.holders, &self.pool);
+        let session = Session::new(id, socket, manners, self.volume_len, leftover, from, share);
         let place = self.sessions.binary_search_by_key(&id, |s| s.id).expect_err("sessions have numbers of their own");
         self.sessions.insert(place, session);
         self.step(Input::HostHere { session: id });
@@ -394,19 +411,5 @@ impl<M: Machine> Shell<M> {
     fn reap_disk(&mut self) {
         self.engine.reap(&mut self.pool, &mut self.outcomes);
         self.tell_outcomes();
-    }
-
-    /// Ends clients that hold memory and move nothing while others wait for it.
-    fn evict_stalled(&mut self) {
-        /// How long a client may hold memory that others need, without a byte moving.
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let short = !self.memory_queue.is_empty() || !self.read_queue.is_empty();
-        if !short || self.now.since(self.stalls_checked) < STALL_CHECK {
-            return;
-        }
-        self.stalls_checked = self.now;
-        let stalled = self.sessions.iter().filter(|s| s.holds_up_memory() && self.now.since(s.moved) > PATIENCE);
-        let why = "it held memory that others need and moved nothing for 10 s";
-        self.doomed.extend(stalled.map(|session| (session.id, why.to_owned())));
     }
 }

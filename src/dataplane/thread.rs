@@ -13,7 +13,7 @@ use super::shell::{Machine, Shell};
 use crate::volume::Volume;
 
 /// Polling the network for this long before sleeping gains the most for its cost; see `docs/performance.md`.
-pub const SPIN_DEFAULT: Duration = Duration::from_micros(50);
+pub const SPIN_DEFAULT: Duration = Duration::from_micros(100);
 
 /// What a volume's thread is made of.
 #[derive(Debug)]
@@ -40,8 +40,6 @@ pub struct ThreadParams {
 pub fn start(params: ThreadParams, news: Sender<News>) -> io::Result<Mailbox> {
     let ThreadParams { name, volume, disk, volume_len, pool, spin } = params;
     assert!(volume_len <= disk.data_len(), "the daemon compares the superblock with the device");
-    let payload = usize::try_from(crate::nbd::constants::MAX_PAYLOAD).expect("32 MiB");
-    assert!(pool.clients >= payload && pool.reads >= payload, "the largest payload must fit");
     let (mailbox, shell) = prepare(volume, disk, volume_len, pool, spin, news)?;
     let thread = std::thread::Builder::new().name(name).spawn(move || drop(shell.run()))?;
     mailbox.attend(thread);

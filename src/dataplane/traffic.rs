@@ -4,8 +4,8 @@ use super::link::Incoming;
 use super::mailbox::News;
 use super::pool::Area;
 use super::receiver::Received;
-use super::session::Why;
-use super::session::{Arrived, Kind};
+use super::session::{Arrived, Kind, Why};
+use super::share::{Holders, Share};
 use super::shell::{Machine, Shell};
 use crate::condition::DiskState;
 use crate::nbd::{Allocation, Extents, NbdError, Request};
@@ -18,16 +18,21 @@ const RECEIVES_PER_TURN: usize = 4;
 impl<M: Machine> Shell<M> {
     /// Takes in what clients sent: one receive each, those that waited for memory first.
     pub(super) fn serve_clients(&mut self) {
+        self.holders = Holders {
+            receiving: self.sessions.iter().filter(|session| session.holds_received()).count(),
+            unread: self.sessions.iter().filter(|session| session.unread() > 0).count(),
+        };
         while let Some(&id) = self.memory_queue.front() {
             let Some(i) = self.session_at(id) else {
                 self.memory_queue.pop_front();
                 continue;
             };
+            self.give_share(i);
             let session = &mut self.sessions[i];
             let served = if session.waits_for_memory() {
                 Ok(session.grant(&mut self.pool))
             } else {
-                session.receive(&mut self.pool, true, self.now).map(|received| received != Received::NoMemory)
+                session.receive(&mut self.pool, true).map(|received| received != Received::NoMemory)
             };
             match served {
                 Ok(false) => {
@@ -60,12 +65,13 @@ impl<M: Machine> Shell<M> {
     }
 
     fn serve_client(&mut self, i: usize) -> Result<(), Why> {
+        self.give_share(i);
         let others_wait = !self.memory_queue.is_empty();
         let session = &mut self.sessions[i];
         let received = if others_wait && session.needs_memory() {
             Received::NoMemory
         } else {
-            session.receive(&mut self.pool, others_wait, self.now)?
+            session.receive(&mut self.pool, others_wait)?
         };
         match received {
             Received::NoMemory => self.queue_for_memory(i),
@@ -74,6 +80,14 @@ impl<M: Machine> Shell<M> {
         }
         self.take_requests(i);
         Ok(())
+    }
+
+    /// Tells a client what it may hold if it comes to hold memory now.
+    fn give_share(&mut self, i: usize) {
+        let session = &mut self.sessions[i];
+        self.holders.receiving += usize::from(!session.holds_received());
+        self.holders.unread += usize::from(session.unread() == 0);
+        session.share = Share::among(self.holders, &self.pool);
     }
 
     fn queue_for_memory(&mut self, i: usize) {
@@ -104,7 +118,7 @@ impl<M: Machine> Shell<M> {
     }
 
     fn request(&mut self, i: usize, arrived: Arrived) {
-        let Arrived { request, to, payload } = arrived;
+        let Arrived { request, to, payload, piece_of } = arrived;
         if !self.machine.is_serving() {
             if let Some(buf) = payload {
                 self.pool.release(buf);
@@ -145,19 +159,26 @@ impl<M: Machine> Shell<M> {
             }
             Request::Nothing => {
                 // A write of no bytes has no payload either.
-                return session.succeed(to);
+                return session.succeed_at_nothing(to);
             }
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
-        let tag = session.admit(to, kind, range);
+        self.heard += 1;
+        let tag = session.admit(piece_of, to, kind, range);
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });
     }
 
     /// Sends the clients' replies and ends those that are done.
     pub(super) fn answer_clients(&mut self) {
+        let generation = self.machine.generation();
         for session in &mut self.sessions {
-            session.flush(&mut self.pool, self.now);
+            if session.follows.is_some_and(|told| told != generation) {
+                let why = "it follows the volume, whose generation is another now; it asks again";
+                self.doomed.push((session.id, why.to_owned()));
+                continue;
+            }
+            session.flush(&mut self.pool);
             if session.is_finished() {
                 self.doomed.push((session.id, "the client said goodbye".to_owned()));
             }
@@ -204,6 +225,7 @@ impl<M: Machine> Shell<M> {
             self.counters.link_bytes_received += u64::try_from(count).expect("usize has at most 64 bits");
             while let Some(incoming) = self.links[i].next(&mut self.pool)? {
                 self.counters.frames_received += 1;
+                self.heard += 1;
                 self.step(match incoming {
                     Incoming::Message { term, message, buf } => Input::Peer { peer, connection, term, message, buf },
                     Incoming::Page { index, page } => Input::PeerPage { peer, connection, index, page },

@@ -101,7 +101,7 @@ pub enum LogError {
 }
 
 /// Makes the transactions of one epoch. Owns the slot table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LogWriter {
     instance: DiskInstance,
     al_epoch: u64,
@@ -182,11 +182,14 @@ pub fn recover(zone: &[u8], instance: DiskInstance, al_epoch: u64, al_slots: u32
         return Err(LogError::Length { found: zone.len(), expected: AL_PAGES * PAGE_LEN });
     }
     let seen: Vec<[Sector; SECTORS]> = pages.iter().enumerate().map(|(i, p)| inspect(instance, i, p)).collect();
-    let of_epoch = |sectors: &[Sector; SECTORS]| {
-        sectors::whole(sectors).filter(|(_, s)| s.epoch == al_epoch).map(|(_, s)| s.sequence)
+    let of_epoch = |page: usize| {
+        sectors::whole(&seen[page], &pages[page]).filter(|(_, s)| s.epoch == al_epoch).map(|(_, s)| s.sequence)
     };
-    let newest = seen.iter().filter_map(of_epoch).max().unwrap_or(0);
-    let next = Stamp { epoch: al_epoch, sequence: newest + 1 };
+    let newest = (0..AL_PAGES).filter_map(of_epoch).max().unwrap_or(0);
+    let Some(sequence) = newest.checked_add(1) else {
+        return Err(LogError::Malformed { page: page_index(newest), why: "no transaction can follow it" });
+    };
+    let next = Stamp { epoch: al_epoch, sequence };
     for (page, sectors) in seen.iter().enumerate() {
         if sectors.iter().any(|s| matches!(s, Sector::Intact { stamp, .. } if *stamp > next)) {
             return Err(LogError::Ahead { page });
@@ -202,7 +205,7 @@ pub fn recover(zone: &[u8], instance: DiskInstance, al_epoch: u64, al_slots: u32
     let mut hot = BTreeSet::new();
     for sequence in first..=newest {
         let page = page_index(sequence);
-        if of_epoch(&seen[page]) != Some(sequence) {
+        if of_epoch(page) != Some(sequence) {
             return Err(LogError::Damaged { page, sequence });
         }
         if sequence == newest {

@@ -153,15 +153,19 @@ fn inspect_sector(kind: Kind, offset: u64, bytes: &[u8]) -> Sector {
     }
 }
 
-/// Instance and stamp of a page whose eight sectors are intact and of one write.
-pub(super) fn whole(sectors: &[Sector; SECTORS]) -> Option<(DiskInstance, Stamp)> {
+/// Instance and stamp of a page whose eight sectors are intact and of one write, which carries the payload it says.
+pub(super) fn whole(sectors: &[Sector; SECTORS], page: &Page) -> Option<(DiskInstance, Stamp)> {
     match sectors[0] {
-        Sector::Intact { instance, stamp, .. } if sectors.iter().all(|s| *s == sectors[0]) => Some((instance, stamp)),
+        Sector::Intact { instance, stamp, page_crc }
+            if sectors.iter().all(|s| *s == sectors[0]) && crc32fast::hash(&payload(page)[..]) == page_crc =>
+        {
+            Some((instance, stamp))
+        }
         _ => None,
     }
 }
 
-/// The payload of a page that is [`whole`]. Its CRC was compared sector by sector.
+/// The payload of a page that is [`whole`].
 pub(super) fn payload(page: &Page) -> Box<[u8; PAYLOAD_LEN]> {
     let mut payload = Box::new([0u8; PAYLOAD_LEN]);
     for (share, sector) in payload.chunks_exact_mut(SHARE_LEN).zip(page.chunks_exact(SECTOR_LEN)) {

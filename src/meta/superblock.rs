@@ -42,6 +42,10 @@ pub const AL_SLOTS_MIN: u32 = 8;
 /// Slots of the activity log unless chosen otherwise: 1 GiB may be hot with the default extent.
 pub const AL_SLOTS_DEFAULT: u32 = 4096;
 
+/// What sequence numbers and epochs stay below: they are counted up from 1, so a greater one was not counted, and the next one
+/// must be possible.
+const COUNT_END: u64 = 1 << 63;
+
 const KIND: Kind = Kind { magic: u32::from_le_bytes(*b"RBS1"), version: 1 };
 
 const _: () = assert!((EXTENT_LEN_MIN as u64).is_multiple_of(BLOCK_SIZE));
@@ -205,7 +209,7 @@ impl Superblock {
     /// When `copy` is neither 0 nor 1.
     pub fn decode(page: &Page, copy: usize) -> Result<Self, SuperblockError> {
         let seen = sectors::inspect(KIND, Layout::superblock_offset(copy), page);
-        if let Some((instance, stamp)) = sectors::whole(&seen) {
+        if let Some((instance, stamp)) = sectors::whole(&seen, page) {
             let superblock = Self::read(instance, stamp, page).map_err(|why| SuperblockError::Malformed { why })?;
             return match superblock.fault() {
                 Some(why) => Err(SuperblockError::Malformed { why }),
@@ -331,14 +335,14 @@ impl Superblock {
     fn fault(&self) -> Option<&'static str> {
         let names = [&self.cluster_name, &self.volume_name].into_iter().chain(self.peers.iter().map(|p| &p.name));
         let checks = [
-            (self.sequence != 0, "its sequence number is 0"),
+            ((1..COUNT_END).contains(&self.sequence), "its sequence number is 0 or at its end"),
             (self.instance.is_some(), "it names no disk instance"),
             (self.data_len != 0 && self.data_len <= DATA_LEN_MAX, "the length of the data is out of bounds"),
             (self.data_len.is_multiple_of(BLOCK_SIZE), "the length of the data is not in whole blocks"),
             (self.extent_len.is_power_of_two(), "the length of an extent is no power of two"),
             ((EXTENT_LEN_MIN..=EXTENT_LEN_MAX).contains(&self.extent_len), "the length of an extent is out of bounds"),
             ((AL_SLOTS_MIN..=AL_SLOTS_MAX).contains(&self.al_slots), "the slots of the activity log are out of bounds"),
-            (self.al_epoch != 0, "the epoch of the activity log is 0"),
+            ((1..COUNT_END).contains(&self.al_epoch), "the epoch of the activity log is 0 or at its end"),
             (names.into_iter().all(|n| n.len() <= NAME_LEN_MAX), "a name is too long"),
         ];
         checks.iter().find(|(holds, _)| !holds).map(|(_, why)| *why)

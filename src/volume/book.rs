@@ -47,7 +47,7 @@ enum Data {
 }
 
 /// The superblock in memory and on its way to the disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Book {
     superblock: Superblock,
     /// Grows with each change.

@@ -64,7 +64,7 @@ pub(crate) struct Change {
 }
 
 /// The table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct HotExtents {
     extent_len: u64,
     slots: Vec<Slot>,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use crate::units::ByteRange;
 
 /// The set of held ranges.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct InFlight {
     /// End of each held range, by its start.
     held: BTreeMap<u64, u64>,

@@ -98,6 +98,7 @@ impl Volume {
         }
         // One at a time: a flush under way may have begun before what the newest generation vouches for was written.
         if self.lineage_flush.is_none() && self.book.begin_flush() {
+            self.mark(Mark::GenerationWaited);
             let op = self.begin(Op::LineageFlush);
             self.lineage_flush = Some(op);
             out.push(Effect::DiskFlush { op });
@@ -167,8 +168,8 @@ impl Volume {
         if self.bitmap_commit.is_some() {
             return;
         }
-        let urgent: Vec<bool> = self.peer_numbers().map(|p| self.wants_bitmap(p, now)).collect();
-        if urgent.contains(&true) {
+        if self.peer_numbers().any(|peer| self.wants_bitmap(peer, now)) {
+            let urgent: Vec<bool> = self.peer_numbers().map(|peer| self.wants_bitmap(peer, now)).collect();
             self.commit_bitmaps(now, self.modified_pages(|peer| urgent[peer]), out);
         }
         self.drop_full_marks();

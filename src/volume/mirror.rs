@@ -270,6 +270,7 @@ impl Volume {
             self.mark(Mark::UnstableDirty);
             self.peer_mut(peer).bitmap.set(entry.range);
             if entry.resync == Some(peer) && seq > cursor.written {
+                self.mark(Mark::ResyncLost);
                 self.release_range(entry.range);
             }
             if let Some(segment) = entry.segment.filter(|_| seq > cursor.written) {
@@ -496,7 +497,7 @@ impl Volume {
         }
     }
 
-    /// A heartbeat came. A secondary that learns that the primary goes on without it knows that it is Outdated.
+    /// A heartbeat came. A secondary that learns that the other node went on without it knows that it is Outdated.
     pub(super) fn peer_seen(
         &mut self,
         now: Moment,
@@ -507,17 +508,18 @@ impl Volume {
         // A datagram that was long on its way must not contradict what the link has told since.
         let known = self.term();
         if view.role == Role::Primary && view.term < known {
+            self.mark(Mark::OldHeartbeat);
             return;
         }
         self.peer_mut(peer).seen = Some((now, view));
         let lineage = self.book.get().lineage;
-        let left_behind = view.role == Role::Primary
-            && view.base_for_you.is_some()
-            && view.base_for_you == lineage.current
-            && view.generation != lineage.current;
+        // Whether it still serves is of no matter: what it acknowledged alone, only its copy has.
+        let left_behind =
+            view.base_for_you.is_some() && view.base_for_you == lineage.current && view.generation != lineage.current;
         if left_behind && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
             self.mark(Mark::HeartbeatTold);
-            let why = format!("{} is primary and goes on without this node", self.peer(peer).name);
+            let goes = if view.role == Role::Primary { "is primary and goes" } else { "was primary and went" };
+            let why = format!("{} {goes} on without this node", self.peer(peer).name);
             self.set_disk(DiskState::Outdated, &why, out);
         }
     }

@@ -88,7 +88,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 1 << 20, hole_len: 64 << 20 }
+        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 256 << 10, hole_len: 64 << 20 }
     }
 }
 
@@ -152,7 +152,7 @@ enum Op {
 }
 
 /// One volume on one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Volume {
     config: VolumeConfig,
     layout: Layout,
@@ -160,6 +160,8 @@ pub struct Volume {
     book: Book,
     role: Role,
     continuity: Continuity,
+    /// Every write acknowledged from this term on is here; of earlier ones that no flush covered some may be missing.
+    whole_since: Term,
     /// State of the generator of generation ids.
     entropy: u64,
     attached: bool,
@@ -255,6 +257,11 @@ impl Volume {
         let blank_log = notes.iter().any(|note| matches!(note, crate::meta::Note::LogUnusable(_)));
         let (al_slots, extent_len) = (superblock.al_slots, superblock.extent_len);
         let resume = config.resume_primary && superblock.was_primary && superblock.disk == DiskState::UpToDate;
+        // A copy that lost its cache may lack what was acknowledged and not flushed. In semisync a secondary may have been cut
+        // off between receiving a write, for which the primary has its word, and applying it.
+        let lost = continuity == Continuity::Lost
+            || (config.mode == Mode::SemiSync && continuity != Continuity::Clean && !superblock.was_primary);
+        let whole_since = if lost { superblock.term.next() } else { superblock.term };
         let start = Seq(1);
         Self {
             layout,
@@ -264,6 +271,7 @@ impl Volume {
             book: Book::new(superblock),
             role: Role::Secondary,
             continuity,
+            whole_since,
             entropy,
             attached: false,
             attaching: false,
@@ -369,6 +377,12 @@ impl Volume {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.role == Role::Primary
+    }
+
+    /// The generation under which requests are acknowledged now.
+    #[must_use]
+    pub fn generation(&self) -> GenerationId {
+        self.book.get().lineage.current
     }
 
     /// Everything that follows from the state, whatever input led to it.

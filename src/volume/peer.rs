@@ -20,7 +20,7 @@ use crate::volume::transfer_log::Cursor;
 use crate::wire::message::Greeting;
 
 /// The link to a peer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Link {
     /// None.
     Down,
@@ -58,7 +58,7 @@ pub(crate) enum Link {
 }
 
 /// What an established link is used for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Sync {
     /// Neither copy holds data.
     Wait,
@@ -98,7 +98,7 @@ pub(crate) struct Exclusion {
 }
 
 /// A peer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// Its name.
     pub(crate) name: String,

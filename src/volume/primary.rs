@@ -119,7 +119,9 @@ impl Volume {
                 }
                 Admission::Launched => {}
                 Admission::Warming => self.warming.push_back(segment),
-                Admission::Conflict => self.conflicted.push_back(segment),
+                Admission::Conflict => {
+                    self.conflicted.push_back(segment);
+                }
             }
         }
     }

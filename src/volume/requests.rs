@@ -7,7 +7,7 @@ use crate::units::{BufId, ByteRange, Seq, SessionId};
 use crate::volume::io::{BufSlice, HostOp};
 
 /// A place in a slab.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Slab<T> {
     places: Vec<Option<T>>,
     free: Vec<u32>,
@@ -79,7 +79,7 @@ pub(crate) type RequestId = u32;
 pub(crate) type SegmentId = u32;
 
 /// A request of a client.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// The client's connection.
     pub(crate) session: SessionId,

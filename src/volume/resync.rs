@@ -23,7 +23,7 @@ const UNSTABLE_MAX: u64 = 16 << 20;
 const BUSY_FOR: Duration = Duration::from_millis(100);
 
 /// The source's side.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Outgoing {
     /// Where the next look for dirty blocks starts.
     pub(crate) from_block: u64,
@@ -118,7 +118,7 @@ pub struct PaceLimits {
 }
 
 /// A token bucket that may go into debt by one run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pace {
     limits: PaceLimits,
     tokens: u64,

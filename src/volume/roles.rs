@@ -18,6 +18,7 @@ use crate::volume::io::{Command, Discard, Effect, HostError, Refusal, Report};
 use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::rule::Rule;
+use crate::volume::transfer_log::Cursor;
 use crate::volume::{Effects, Volume};
 use crate::wire::Message;
 
@@ -289,6 +290,7 @@ impl Volume {
             .filter(|&p| self.peer(p).connection().is_some() && !matches!(self.peer(p).link, Link::Up { .. }))
             .collect();
         for peer in greeting {
+            self.mark(Mark::PromotedGreeting);
             self.drop_link(now, peer, "this node is becoming primary; both greet again".into(), out);
         }
         let fresh = self.book.get().lineage.is_fresh();
@@ -328,6 +330,8 @@ impl Volume {
         let Transition::Promoting { ticket } = self.transition else { return };
         self.transition = Transition::None;
         self.role = Role::Primary;
+        // What this node wrote as secondary may still be in the disk's cache: the first flush really flushes.
+        self.local = Cursor::joining(self.log.last());
         self.stream = None;
         self.resume = false;
         self.resolved();

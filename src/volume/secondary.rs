@@ -37,7 +37,7 @@ enum Applied {
 }
 
 /// The stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stream {
     peer: PeerNo,
     /// The link is still there: acknowledgements are wanted.

@@ -16,7 +16,9 @@ impl Volume {
             disk: superblock.disk,
             mode: self.config.mode,
             generation: superblock.lineage.current,
+            history: superblock.lineage.history,
             term: superblock.term,
+            whole_since: self.whole_since,
             peers: self.peer_numbers().map(|peer| self.peer_snapshot(now, peer)).collect(),
             resync: self.peer_numbers().find_map(|peer| self.resync_view(now, peer)),
             frozen: self

@@ -57,7 +57,7 @@ impl Entry {
 }
 
 /// The log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TransferLog {
     entries: VecDeque<Entry>,
     /// Number of the first entry.

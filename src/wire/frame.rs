@@ -125,7 +125,7 @@ impl FrameHeader {
 }
 
 /// Writes the frames of one direction of one link.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FrameWriter {
     connection: ConnectionId,
     next_number: u64,
@@ -175,7 +175,7 @@ impl FrameWriter {
 }
 
 /// Checks the frames of one direction of one link.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FrameReader {
     connection: ConnectionId,
     next_number: u64,

@@ -173,14 +173,14 @@ pub(crate) fn encode_body<T: serde::Serialize>(value: &T) -> Vec<u8> {
     bytes
 }
 
-/// Decodes a control body, all of it.
+/// Decodes a control body, all of it. A body has one form: integers and lengths are as short as they can be.
 ///
 /// # Errors
 /// [`HelloError::Body`].
-pub(crate) fn decode_body<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HelloError> {
+pub(crate) fn decode_body<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HelloError> {
     let config = bincode::config::standard().with_limit::<BODY_LEN_MAX>();
     match bincode::serde::decode_from_slice(bytes, config) {
-        Ok((value, used)) if used == bytes.len() => Ok(value),
+        Ok((value, used)) if used == bytes.len() && encode_body(&value) == bytes => Ok(value),
         _ => Err(HelloError::Body),
     }
 }

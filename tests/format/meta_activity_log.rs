@@ -212,3 +212,18 @@ fn blank_pages_heal_a_damaged_ring() {
     }
     assert_eq!(recover(zone(&area), INSTANCE, 4, 8), Ok(vec![]));
 }
+
+/// Found while the fuzz targets were written: the number of the transaction behind it overflowed.
+#[test]
+fn a_transaction_with_the_last_number_is_refused() {
+    let (mut area, _) = written(3);
+    let mut page = blank_pages(INSTANCE).last().expect("the ring has pages");
+    for sector in page.bytes.chunks_exact_mut(512) {
+        sector[32..48].copy_from_slice(&[3u64.to_le_bytes(), u64::MAX.to_le_bytes()].concat());
+        let crc = crc32fast::hash(&sector[..508]);
+        sector[508..].copy_from_slice(&crc.to_le_bytes());
+    }
+    area.write(&page);
+    let recovered = recover(zone(&area), INSTANCE, 3, 8);
+    assert!(matches!(recovered, Err(LogError::Malformed { page: 63, .. })), "{recovered:?}");
+}

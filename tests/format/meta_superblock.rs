@@ -152,3 +152,33 @@ fn what_cannot_be_used_says_why() {
 fn an_invalid_superblock_is_never_written() {
     let _ = Superblock { al_slots: 1, ..rich_superblock() }.encode();
 }
+
+/// Found by fuzzing: the checksum of the payload was compared between the sectors, and not with the payload.
+#[test]
+fn a_payload_that_is_not_the_one_of_the_checksum_is_refused() {
+    let superblock = rich_superblock();
+    let mut page = superblock.encode().bytes;
+    for sector in page.chunks_exact_mut(512) {
+        sector[48] ^= 1;
+        let crc = crc32fast::hash(&sector[..508]);
+        sector[508..].copy_from_slice(&crc.to_le_bytes());
+    }
+    assert_eq!(Superblock::decode(&page, copy_of(&superblock)), Err(SuperblockError::Damaged));
+}
+
+/// Found while the fuzz targets were written: such a superblock was believed, and the next one, or the next epoch, did not exist.
+#[test]
+fn a_count_at_its_end_is_refused() {
+    for at in [40, 52 + 176] {
+        let mut page = rich_superblock().encode().bytes;
+        for sector in page.chunks_exact_mut(512).take(if at == 40 { 8 } else { 1 }) {
+            sector[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+        }
+        reseal(&mut page);
+        let decoded = Superblock::decode(&page, 1);
+        assert!(
+            matches!(decoded, Err(SuperblockError::Malformed { why }) if why.contains("at its end")),
+            "{decoded:?}"
+        );
+    }
+}

@@ -112,7 +112,7 @@ fn peer() -> impl Strategy<Value = PeerRecord> {
 
 /// Any valid superblock.
 pub(crate) fn superblocks() -> impl Strategy<Value = Superblock> {
-    let identity = (1..=u64::MAX - 1, any::<u128>(), name(), any::<u128>(), name(), 1..=u128::MAX);
+    let identity = (1u64..(1 << 63) - 1, any::<u128>(), name(), any::<u128>(), name(), 1..=u128::MAX);
     let disks = prop_oneof![
         Just(DiskState::Failed),
         Just(DiskState::Inconsistent),
@@ -120,7 +120,7 @@ pub(crate) fn superblocks() -> impl Strategy<Value = Superblock> {
         Just(DiskState::Outdated),
         Just(DiskState::UpToDate)
     ];
-    let shape = (1u64..=1 << 34, 16u32..=22, 8u32..=48_112, 1..=u64::MAX);
+    let shape = (1u64..=1 << 34, 16u32..=22, 8u32..=48_112, 1u64..1 << 63);
     let data = (any::<u64>(), any::<[u64; HISTORY_LEN]>(), disks, any::<u64>());
     let rest = (any::<bool>(), any::<bool>(), any::<u128>(), [peer(), peer(), peer()]);
     (identity, shape, data, rest).prop_map(|(identity, shape, data, rest)| Superblock {

@@ -101,6 +101,15 @@ fn the_body_is_read_whole_or_not_at_all() {
     assert_eq!(read(&with_body(&longer)), Err(HelloError::Body), "a byte too many");
 }
 
+/// Found while the fuzz targets were written: one hello had many forms.
+#[test]
+fn an_integer_that_is_longer_than_it_needs_to_be_is_refused() {
+    let body = hello().encode()[PREFIX_LEN..].to_vec();
+    assert_eq!(body[0], 7, "the length of the cluster's name");
+    let longer = [&[251, 7, 0], &body[1..]].concat();
+    assert_eq!(read(&with_body(&longer)), Err(HelloError::Body));
+}
+
 #[test]
 fn both_sides_come_to_the_same_connection_and_no_attempt_to_the_same_twice() {
     let mut other = hello();

@@ -262,6 +262,19 @@ fn a_greeting_is_read_whole_or_not_at_all() {
     assert_eq!(refused(&message, |_| (), &longer), "unreadable greeting");
 }
 
+/// Found while the fuzz targets were written: one greeting had many forms.
+#[test]
+fn a_greeting_with_an_integer_longer_than_it_needs_is_refused() {
+    let message = Message::Greeting(Box::new(greeting()));
+    let mut frame = Vec::new();
+    FrameWriter::new(ConnectionId(1)).encode(Term(1), &message, &[], &mut frame);
+    let body = &frame[72..];
+    let last = body.len() - 1;
+    assert!(body[last] <= 2, "the continuity");
+    let longer = [&body[..last], &[251, body[last], 0]].concat();
+    assert_eq!(refused(&message, |_| (), &longer), "unreadable greeting");
+}
+
 fn any_range(len_max: u64) -> impl Strategy<Value = ByteRange> {
     (any::<u64>(), 1..=len_max).prop_map(|(start, len)| ByteRange::new(start.min(u64::MAX - len), len))
 }

@@ -18,7 +18,7 @@ const BLOCK_SECTORS: usize = 8;
 const _: () = assert!(BLOCK_SIZE == 4096);
 
 /// What checkers remember from one event to the next.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
     /// Each node counted each other in sync when last looked at.
     in_sync: [[Option<bool>; NODES_MAX]; NODES_MAX],

@@ -11,7 +11,7 @@ use crate::world::World;
 use repblk::condition::{DiskState, Mode};
 
 /// One client.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Client {
     /// Where it is connected.
     pub(crate) at: Option<(usize, SessionId)>,

@@ -67,7 +67,7 @@ pub(crate) enum DataOp {
     Flush,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     first: usize,
     len: usize,
@@ -79,7 +79,7 @@ struct InFlight {
 pub(crate) type Image = (Media<u64>, Media<Bytes>);
 
 /// Both devices of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SimDisk {
     /// The volume's data, one stamp for each sector.
     pub(crate) data: Media<u64>,
@@ -93,6 +93,8 @@ pub(crate) struct SimDisk {
     pub(crate) delay_mean: u64,
     /// Something failed since the disk was last healed: errors to clients may be excused.
     pub(crate) ever_failed: bool,
+    /// Counts what changes what a crash would leave: writes, flushes and commits, when they begin and when they end.
+    pub(crate) touched: u64,
     /// Sectors that hold what they should not because this disk lied, with what they hold, since somebody asked last.
     pub(crate) lies: Vec<(usize, u64)>,
     ops: BTreeMap<OpId, InFlight>,
@@ -117,6 +119,7 @@ impl SimDisk {
             faults: DiskFaults::default(),
             delay_mean,
             ever_failed: false,
+            touched: 0,
             lies: Vec::new(),
             ops: BTreeMap::new(),
             commits: BTreeMap::new(),
@@ -159,6 +162,7 @@ impl SimDisk {
             }
         }
         let mark = self.data.mark();
+        self.touched += u64::from(!matches!(op, DataOp::Read | DataOp::ReadSparse));
         assert!(self.ops.insert(id, InFlight { first, len, op, mark }).is_none(), "{id:?} is used twice");
         assert!(!self.commits.contains_key(&id), "{id:?} is used twice");
         self.delay()
@@ -176,6 +180,7 @@ impl SimDisk {
         }
         assert!(!self.ops.contains_key(&id), "{id:?} is used twice");
         assert!(self.commits.insert(id, pages).is_none(), "{id:?} is used twice");
+        self.touched += 1;
         self.delay()
     }
 
@@ -207,6 +212,7 @@ impl SimDisk {
             return None;
         }
         let InFlight { first, len, op, mark } = self.ops.remove(&id).expect("it was submitted");
+        self.touched += u64::from(!matches!(op, DataOp::Read | DataOp::ReadSparse));
         Some(match op {
             DataOp::Read | DataOp::ReadSparse if self.fails("read", self.faults.read_eio) => Err(EIO),
             DataOp::ReadSparse => {
@@ -303,6 +309,7 @@ impl SimDisk {
             return None;
         }
         let pages = self.commits.remove(&id).expect("it was submitted");
+        self.touched += 1;
         let failed = self.fails("commit", self.faults.meta_eio);
         for page in &pages {
             self.write_page(page, failed);
@@ -378,6 +385,39 @@ impl SimDisk {
         self.kill();
         self.data.power_loss(loss, &mut self.rng);
         self.meta.power_loss(loss, &mut self.rng);
+    }
+
+    /// Everything that is in flight reaches the cache. What is stable does not change.
+    pub(crate) fn land(&mut self) {
+        for (_, o) in std::mem::take(&mut self.ops) {
+            let DataOp::Write(stamps) = o.op else { continue };
+            for (i, &stamp) in stamps.iter().enumerate() {
+                self.data.write(o.first + i, stamp);
+            }
+        }
+        for page in std::mem::take(&mut self.commits).into_values().flatten() {
+            self.write_page(&page, false);
+        }
+        self.data.forget_cursed();
+        self.meta.forget_cursed();
+    }
+
+    /// Nothing of what is in flight is done.
+    pub(crate) fn abandon(&mut self) {
+        self.ops.clear();
+        self.commits.clear();
+        self.kill();
+    }
+
+    /// Sectors of both devices that a power cut may take back; of the data first.
+    pub(crate) fn unflushed(&self) -> usize {
+        self.data.unflushed() + self.meta.unflushed()
+    }
+
+    /// The power goes; `keep` is asked of each unflushed sector how many of its versions had reached the medium.
+    pub(crate) fn power_cut(&mut self, mut keep: impl FnMut(usize) -> usize) {
+        self.data.power_cut(&mut keep);
+        self.meta.power_cut(&mut keep);
     }
 
     /// The metadata bytes of a range, as a process reads them that opens the device now.

@@ -2,6 +2,7 @@
 
 use repblk::condition::Mode;
 
+use crate::disk::SimDisk;
 use crate::media::Loss;
 use crate::node::letter;
 use crate::swarm::MS;
@@ -139,22 +140,32 @@ impl World {
 
     /// A host loses power.
     pub(crate) fn power_loss(&mut self, node: usize) {
+        let loss =
+            self.options.loss.unwrap_or_else(|| self.rng.pick(&[Loss::Everything, Loss::Nothing, Loss::Anything]));
+        self.power_loss_with(node, |disk| disk.power_loss(loss));
+    }
+
+    /// A host loses power, which leaves of its disk what `leave` leaves.
+    pub(crate) fn power_loss_with(&mut self, node: usize, leave: impl FnOnce(&mut SimDisk)) {
         trace!(self, Some(node), '!', "power loss");
         self.hang_up(node, true);
         self.end_process(node);
-        let loss =
-            self.options.loss.unwrap_or_else(|| self.rng.pick(&[Loss::Everything, Loss::Nothing, Loss::Anything]));
-        self.nodes[node].disk.power_loss(loss);
+        leave(&mut self.nodes[node].disk);
         self.nodes[node].boot = u128::from(self.rng.next()) | 1;
         self.history.power_lost(node);
     }
 
     /// A process is killed; its host and the host's cache go on.
     pub(crate) fn kill(&mut self, node: usize) {
+        self.kill_with(node, SimDisk::kill);
+    }
+
+    /// A process is killed, which leaves of what is in flight what `leave` leaves.
+    pub(crate) fn kill_with(&mut self, node: usize, leave: impl FnOnce(&mut SimDisk)) {
         trace!(self, Some(node), '!', "kill");
         self.hang_up(node, false);
         self.end_process(node);
-        self.nodes[node].disk.kill();
+        leave(&mut self.nodes[node].disk);
         if self.options.mode == Mode::SemiSync {
             // What was received and not written was in the process's memory.
             self.history.power_lost(node);

@@ -81,7 +81,7 @@ impl Version {
 }
 
 /// The record of one run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct History {
     /// Every node, as bits.
     all: u8,

@@ -7,7 +7,6 @@ use repblk::wire::Message;
 
 use crate::net::Link;
 use crate::node::{others, peer_no};
-use crate::story::Point;
 use crate::swarm::MS;
 use crate::trace::trace;
 use crate::world::{Event, OldFrame, World};
@@ -106,7 +105,7 @@ impl World {
         let arrives = stream.send(term, message, bytes, arrives);
         assert!(stream.unread < UNREAD_MAX, "the machine sends without bound");
         self.at(arrives, Event::Deliver { link, from: node });
-        self.reached(Point::Frame);
+        self.frame_sent();
     }
 
     /// Bytes arrive; whole frames go to the machine.

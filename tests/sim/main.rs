@@ -7,9 +7,11 @@
 
 mod checkers;
 mod client;
+mod crash_points;
 mod disk;
 mod faults;
 mod history;
+mod init_points;
 mod lies;
 mod links;
 mod marks;
@@ -17,7 +19,9 @@ mod media;
 mod net;
 mod node;
 mod operator;
+mod orderings;
 mod pool;
+mod reconcile_space;
 mod regressions;
 mod rng;
 mod runner;

@@ -132,12 +132,22 @@ impl<S: Copy + PartialEq> Media<S> {
 
     /// The power goes.
     pub(crate) fn power_loss(&mut self, loss: Loss, rng: &mut Rng) {
+        self.power_cut(&mut |versions| match loss {
+            Loss::Everything => 0,
+            Loss::Nothing => versions,
+            Loss::Anything => rng.index(versions + 1),
+        });
+    }
+
+    /// Sectors whose youngest content is not stable.
+    pub(crate) fn unflushed(&self) -> usize {
+        self.above.len()
+    }
+
+    /// The power goes; `keep` is asked of each unflushed sector, lowest first, how many of its versions had reached the medium.
+    pub(crate) fn power_cut(&mut self, keep: &mut dyn FnMut(usize) -> usize) {
         for (sector, versions) in std::mem::take(&mut self.above) {
-            let kept = match loss {
-                Loss::Everything => 0,
-                Loss::Nothing => versions.len(),
-                Loss::Anything => rng.index(versions.len() + 1),
-            };
+            let kept = keep(versions.len());
             if kept > 0 {
                 self.durable[sector] = versions[kept - 1].content;
             }

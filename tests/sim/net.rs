@@ -11,7 +11,7 @@ use repblk::wire::frame::HEADER_LEN;
 use repblk::wire::{FrameHeader, FrameReader, FrameWriter, Message};
 
 /// One direction of a link.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stream {
     writer: FrameWriter,
     reader: FrameReader,
@@ -28,7 +28,7 @@ pub(crate) struct Stream {
     pub(crate) unread: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Piece {
     arrives: u64,
     bytes: Vec<u8>,
@@ -157,7 +157,7 @@ impl Stream {
 }
 
 /// A link between two nodes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Link {
     /// Its identity.
     pub(crate) connection: ConnectionId,

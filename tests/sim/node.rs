@@ -69,7 +69,7 @@ pub(crate) fn blank(instance: DiskInstance, options: &Options) -> Vec<MetaPage> 
 }
 
 /// A running daemon.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Process {
     /// The machine.
     pub(crate) volume: Volume,
@@ -88,7 +88,7 @@ pub(crate) struct Process {
 }
 
 /// A server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     /// 0 or 1.
     pub(crate) index: usize,

@@ -18,7 +18,7 @@ use crate::trace::trace;
 use crate::world::{Event, World};
 
 /// What the operator keeps in mind.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Operator {
     /// Copies that may not be promoted by themselves.
     pub(crate) excluded: [bool; NODES_MAX],

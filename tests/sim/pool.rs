@@ -11,7 +11,7 @@ use repblk::units::BufId;
 use repblk::volume::io::BufSlice;
 
 /// Buffers of one process.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Pool {
     owned: BTreeMap<BufId, Rc<[u8]>>,
     next: u32,

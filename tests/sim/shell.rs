@@ -9,7 +9,6 @@ use repblk::wire::Message;
 use crate::disk::DataOp;
 use crate::node::node_of;
 use crate::stamp;
-use crate::story::Point;
 use crate::trace::trace;
 use crate::world::{Event, World};
 
@@ -82,7 +81,6 @@ impl World {
                     if let Some(delay) = delay {
                         self.after(delay, Event::MetaDone { node, life, op });
                     }
-                    self.reached(Point::Commit(node));
                 }
                 Effect::Send { peer, connection, term, message, body } => {
                     self.goes_to(node, peer, connection);

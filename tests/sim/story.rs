@@ -24,21 +24,10 @@ pub(crate) enum Blow {
     Power(usize),
 }
 
-/// What is counted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Point {
-    /// Frames sent by either node.
-    Frame,
-    /// Commits of a node.
-    Commit(usize),
-}
-
-/// A blow that waits for its point.
+/// A blow that waits for a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trap {
-    /// What is counted.
-    pub(crate) point: Point,
-    /// How many more are let by.
+    /// How many more frames, of either node, are let by.
     pub(crate) left: u64,
     /// What happens then.
     pub(crate) blow: Blow,
@@ -175,16 +164,16 @@ impl Story {
     }
 
     /// Sets a trap.
-    pub(crate) fn trap(&mut self, point: Point, left: u64, blow: Blow) -> &mut Self {
-        self.w.trap = Some(Trap { point, left, blow });
+    pub(crate) fn trap(&mut self, left: u64, blow: Blow) -> &mut Self {
+        self.w.trap = Some(Trap { left, blow });
         self
     }
 }
 
 impl World {
-    /// A point that a trap may wait for was reached.
-    pub(crate) fn reached(&mut self, point: Point) {
-        let Some(trap) = self.trap.as_mut().filter(|t| t.point == point) else { return };
+    /// A frame was sent: a trap may wait for it.
+    pub(crate) fn frame_sent(&mut self) {
+        let Some(trap) = self.trap.as_mut() else { return };
         if trap.left > 0 {
             trap.left -= 1;
             return;

@@ -4,6 +4,7 @@
 //! a seeded generator, and nothing depends on addresses, hashes or the wall clock.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use repblk::units::{ConnectionId, OpId, SessionId, Term, Ticket};
 use repblk::volume::io::{Command, HostOp, Input, PeerView, Refusal};
@@ -23,7 +24,7 @@ use crate::trace::trace;
 const EVENTS_MAX: u64 = 3_000_000;
 
 /// Something that will happen. What belongs to one life of a process carries it, and is dropped in another.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// A data operation ends.
     DiskDone { node: usize, life: u64, op: OpId },
@@ -129,7 +130,11 @@ pub(crate) struct OldFrame {
     pub(crate) payload: Option<Vec<u8>>,
 }
 
+/// Is shown the world after each event.
+pub(crate) type Probe = Rc<dyn Fn(&World)>;
+
 /// Everything.
+#[derive(Clone)]
 pub(crate) struct World {
     /// Virtual nanoseconds since the start.
     pub(crate) now: u64,
@@ -159,6 +164,8 @@ pub(crate) struct World {
     pub(crate) trap: Option<Trap>,
     /// Faults still happen.
     pub(crate) trouble: bool,
+    /// Looks at the world after each event.
+    pub(crate) probe: Option<Probe>,
     /// What checkers remember.
     pub(crate) memory: crate::checkers::Memory,
     /// Coverage: how often something happened, by name.
@@ -194,6 +201,7 @@ impl World {
             answers: BTreeMap::new(),
             trap: None,
             trouble: false,
+            probe: None,
             memory: crate::checkers::Memory::default(),
             marks: BTreeMap::new(),
             link_rng: rng.fork(12),
@@ -248,6 +256,9 @@ impl World {
             self.handled += 1;
             assert!(self.handled < EVENTS_MAX, "the world spins: {event:?}");
             self.happen(event);
+            if let Some(probe) = self.probe.clone() {
+                probe(self);
+            }
         }
         self.now = end;
     }

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
+use crate::honest::{CROWDED, Honest};
 use crate::ledger::Ledger;
 use crate::node::Node;
 use crate::pair::{MIB, Pair, Setup, reconfigure};
-use crate::raw_nbd::TRIM;
+use crate::raw_nbd::{READ, TRIM};
 use crate::tools::{SHORT, sparse};
 
 /// A pair in sync of which the node that `which` picks has its device on a file system of its own.
@@ -75,14 +76,25 @@ fn a_primary_whose_disk_is_full_serves_from_its_peer() {
     // Blocks that were holes need room now. These are other blocks than the ledger's.
     let mut client = pair.alpha.client();
     for block in 0..32 {
-        assert_eq!(client.write(8 * MIB + block * 65_536, &[8; 65_536], 0).expect("is served"), 0, "block {block}");
+        assert_eq!(client.write(12 * MIB + block * 65_536, &[8; 65_536], 0).expect("is served"), 0, "block {block}");
     }
     let state = pair.alpha.wait("the failed disk", SHORT, |v| v["disk_state"] == "failed");
     assert_eq!(state["role"], "primary", "it goes on with the peer's disk");
     ledger.wait_more(200, SHORT);
     assert_eq!(client.flush().expect("is served"), 0, "a flush is stable on the copy that is left");
-    assert_eq!(client.read(8 * MIB, 65_536).expect("is served"), [8; 65_536], "reads come from the peer");
+    assert_eq!(client.read(12 * MIB, 65_536).expect("is served"), [8; 65_536], "reads come from the peer");
     assert!(pair.alpha.log_text().contains("replace the disk"), "{}", pair.alpha.log_end());
+    // What the peer reads for clients that never take it holds up neither the link nor other clients.
+    let honest = Honest::start(&pair);
+    let crowd: Vec<_> = (0..16)
+        .map(|_| {
+            let mut raw = pair.alpha.client();
+            (0..64).for_each(|_| raw.request(0, READ, 16 * MIB, 1 << 20).expect("requests are small"));
+            raw
+        })
+        .collect();
+    honest.were_served(CROWDED, "never read what came from the peer");
+    drop(crowd);
     let refused = pair.beta.cli(&["promote"]).exits(1);
     assert!(refused.contains("peer-is-primary"), "{refused}");
     // The operator hands the role to the good disk, and replaces the bad one.
@@ -95,7 +107,7 @@ fn a_primary_whose_disk_is_full_serves_from_its_peer() {
     pair.wait_in_sync();
     let book = ledger.stop();
     book.audit(&mut pair.beta.client());
-    assert_eq!(pair.beta.client().read(8 * MIB, 65_536).expect("is served"), [8; 65_536]);
+    assert_eq!(pair.beta.client().read(12 * MIB, 65_536).expect("is served"), [8; 65_536]);
     pair.assert_identical();
 }
 

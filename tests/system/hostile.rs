@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::honest::{CROWDED, Honest, PLAYGROUND};
 use crate::ledger::Ledger;
 use crate::node::VOLUME;
 use crate::pair::{MIB, Pair, Setup};
@@ -12,9 +13,6 @@ use crate::tools::{LONG, SHORT, noise, wait_for};
 
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
-/// Where hostile clients write: behind the honest ledger's blocks, in the first MiB.
-const PLAYGROUND: u64 = 4 * MIB;
-
 /// An honest load on the primary, over both kinds of socket.
 fn honest(pair: &Pair) -> Ledger {
     let ledger = Ledger::start(&[pair.alpha.place()], 2, 64);
@@ -161,6 +159,98 @@ fn clients_that_hang_in_every_stage_hold_nobody_up() {
     drop((half_open, deaf, silent, newcomer));
     wait_for("all of them to be gone", LONG, || (clients(&pair.alpha.status()) == resting).then_some(()));
     unharmed(&pair, ledger);
+}
+
+/// Where the largest payloads of hostile clients go.
+const FAR: u64 = 32 * MIB;
+
+#[test]
+fn sixty_writers_of_the_largest_payload_that_stall_hold_nobody_up() {
+    let pair = Pair::up(&Setup { size: 80 * MIB, ..Setup::default() });
+    let honest = Honest::start(&pair);
+    let mut crowd = Vec::new();
+    for number in 0..60 {
+        let mut raw = Raw::connect(&pair.alpha.place()).expect("is served");
+        raw.request(0, WRITE, FAR, 32 << 20).expect("requests are small");
+        raw.send(&vec![0xdd; [100, 5000, 70_000][number % 3]]).expect("is taken");
+        crowd.push(raw);
+    }
+    honest.were_served(CROWDED, "stalled writers");
+    // Bytes that drip are no better than none.
+    let honest = Honest::start(&pair);
+    let end = Instant::now() + CROWDED;
+    while Instant::now() < end {
+        crowd.iter_mut().for_each(|raw| raw.send(&[0xdd]).expect("a slow client is not put out"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    honest.were_served(Duration::ZERO, "dripping writers");
+    drop(crowd);
+    pair.assert_identical();
+}
+
+#[test]
+fn clients_that_never_read_hold_nobody_up() {
+    let pair = Pair::up(&Setup { size: 80 * MIB, ..Setup::default() });
+    let mut crowd = Vec::new();
+    for (count, len) in [(16, 1 << 20), (16, 32 << 20), (60, 4097)] {
+        let honest = Honest::start(&pair);
+        for _ in 0..count {
+            let mut raw = Raw::connect(&pair.alpha.place()).expect("is served");
+            for _ in 0..64 {
+                raw.request(0, READ, FAR, len).expect("requests are small");
+            }
+            crowd.push(raw);
+        }
+        honest.were_served(CROWDED, &format!("{} that never read", crowd.len()));
+    }
+    let peak = pair.alpha.memory_peak_kib();
+    println!("resident at most {peak} KiB with {} clients that never read", crowd.len());
+    assert!(peak < 96 << 10, "{peak} KiB resident are above the bound");
+    drop(crowd);
+    pair.assert_identical();
+}
+
+#[test]
+fn newcomers_that_never_agree_leave_places_for_honest_ones() {
+    let pair = Pair::up(&Setup::default());
+    let honest = Honest::start(&pair);
+    // More than there are places, in every stage before the export.
+    let half_open: Vec<_> = (0..400)
+        .map(|number| match number % 2 {
+            0 => Raw::dial(&pair.alpha.place()),
+            _ => Raw::greet(&pair.alpha.place()),
+        })
+        .collect();
+    let came = Instant::now();
+    let mut newcomer = Raw::connect(&pair.alpha.place()).expect("is served");
+    assert_eq!(newcomer.flush().expect("is answered"), 0);
+    assert!(came.elapsed() < Duration::from_secs(2), "a newcomer waited {:?}", came.elapsed());
+    honest.were_served(CROWDED, "half-open newcomers");
+    drop(half_open);
+    pair.assert_identical();
+}
+
+#[test]
+fn control_clients_that_say_nothing_do_not_keep_status_away() {
+    let pair = Pair::up(&Setup::default());
+    let dial = || std::os::unix::net::UnixStream::connect(&pair.alpha.control).expect("connects");
+    let mut idle: Vec<_> = (0..100).map(|_| dial()).collect();
+    // Such as read no answers are idle too.
+    for _ in 0..100 {
+        let mut stream = dial();
+        for _ in 0..50 {
+            // It may be put out by now.
+            let _ = stream.write_all(b"{\"version\":1,\"ask\":\"status\"}\n");
+        }
+        idle.push(stream);
+    }
+    for _ in 0..5 {
+        let asked = Instant::now();
+        assert_eq!(pair.alpha.status()["role"], "primary");
+        assert!(asked.elapsed() < Duration::from_secs(2), "status took {:?}", asked.elapsed());
+        idle.extend((0..80).map(|_| dial()));
+    }
+    drop(idle);
 }
 
 #[test]

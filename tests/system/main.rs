@@ -5,21 +5,42 @@
 //! `nbd` crate. A program that is missing fails the test. Nothing waits for a time and hopes: what is awaited is
 //! polled, with a deadline and a sentence. Every test that ends with two copies compares them byte by byte.
 //!
-//! When a test fails, the end of each daemon's log is printed.
+//! `power`, `disk_faults`: nodes whose disk loses its cache, fails, or hangs ([`shim`]). `pauses`: SIGKILL and SIGSTOP in loops.
+//! `weather`: what a cable can do. These print their seeds, and run longer when told so in the environment: `REPBLK_POWER_ROUNDS`,
+//! `REPBLK_KILL_TURNS`, `REPBLK_WEATHER_SPELLS`, with `REPBLK_POWER_SEED`, `REPBLK_KILL_SEED`, `REPBLK_WEATHER_SEED`. A seed fixes what
+//! is done, not when a thread gets its turn; so a run that failed is repeated with its seed until it fails again.
+//!
+//! When a test fails, the end of each daemon's log is printed. Whatever ends the tests, no process and no mount is left behind: the
+//! kernel ends each daemon with its test, and mounts are in the daemon's own namespace.
 
+mod attach;
 mod bad_start;
 mod clients;
 mod command_line;
 mod damaged_metadata;
 mod disk_errors;
+mod disk_faults;
 mod failover;
 mod formatting;
+mod honest;
 mod hostile;
 mod ledger;
 mod links;
+#[path = "../sim/media.rs"]
+#[expect(dead_code, reason = "the simulator also damages its media")]
+mod media;
 mod modes;
 mod node;
 mod pair;
+mod pauses;
+mod power;
+mod powered;
 mod proxy;
 mod raw_nbd;
+#[path = "../sim/rng.rs"]
+#[expect(dead_code, reason = "the simulator also draws waiting times")]
+mod rng;
+mod roles;
+mod shim;
 mod tools;
+mod weather;

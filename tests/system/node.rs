@@ -103,6 +103,11 @@ impl Node {
         said
     }
 
+    /// True from its start until the test has ended it.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("the daemon runs").id()
     }

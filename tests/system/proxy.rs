@@ -1,4 +1,5 @@
-//! A TCP proxy in the data link that can do to it what networks do: cut, stall, slow down, damage a byte.
+//! A TCP proxy in the data link that can do to it what networks do: cut, stall (one way too), delay, slow down, damage a byte, end in
+//! the middle of a frame.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,11 +18,30 @@ pub(crate) enum Way {
     Back,
 }
 
+impl Way {
+    fn index(self) -> usize {
+        usize::from(self == Self::Back)
+    }
+}
+
+/// How a chunk goes on.
+struct Passage {
+    /// Bytes of it that do.
+    len: usize,
+    /// It takes so long.
+    time: Duration,
+}
+
 #[derive(Default)]
 struct Weather {
     over: bool,
     cut: bool,
-    stalled: bool,
+    /// Nothing is carried: forth, back.
+    stalled: [bool; 2],
+    /// Each chunk is held for so long.
+    delay: Duration,
+    /// Half of the next chunk that goes this way is carried, and then the connection ends.
+    tear: Option<Way>,
     /// Bytes a second in each direction; none: as fast as it goes.
     rate: Option<u64>,
     /// A bit is flipped in the next chunk of at least so many bytes in that direction.
@@ -59,13 +79,29 @@ impl Proxy {
 
     /// Keeps connections open and carries nothing, as when a cable is pulled.
     pub(crate) fn stall(&self) {
-        self.now().stalled = true;
+        self.now().stalled = [true; 2];
+    }
+
+    /// Keeps connections open and carries nothing that goes `way`, as when one fibre of two is broken.
+    pub(crate) fn stall_one_way(&self, way: Way) {
+        self.now().stalled[way.index()] = true;
+    }
+
+    /// Holds each chunk for so long.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.now().delay = delay;
+    }
+
+    /// Ends the connection in the middle of the next chunk that goes `way`.
+    pub(crate) fn tear(&self, way: Way) {
+        self.now().tear = Some(way);
     }
 
     pub(crate) fn mend(&self) {
         let mut weather = self.now();
         weather.cut = false;
-        weather.stalled = false;
+        weather.stalled = [false; 2];
+        weather.delay = Duration::ZERO;
         weather.rate = None;
     }
 
@@ -155,34 +191,38 @@ fn carry(client: TcpStream, to: &str, weather: &Arc<Mutex<Weather>>) {
 fn pump(mut from: TcpStream, mut into: TcpStream, way: Way, weather: &Mutex<Weather>) {
     let mut chunk = vec![0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut chunk) {
-        let Some(rate) = passes(weather, way, &mut chunk[..len]) else { break };
-        if into.write_all(&chunk[..len]).is_err() {
+        let Some(passage) = passes(weather, way, &mut chunk[..len]) else { break };
+        thread::sleep(passage.time);
+        if into.write_all(&chunk[..passage.len]).is_err() || passage.len < len {
             break;
         }
-        if let Some(rate) = rate {
-            let bytes = u64::try_from(len).expect("a chunk is small");
-            thread::sleep(Duration::from_micros(bytes * 1_000_000 / rate.max(1)));
-        }
     }
+    // A cable that carries nothing does not carry the end of a connection either.
+    let _ = passes(weather, way, &mut []);
     let _ = from.shutdown(Shutdown::Both);
     let _ = into.shutdown(Shutdown::Both);
 }
 
-/// Waits while the link is stalled, damages the chunk if that was ordered, and says how fast to go on; none at the end.
-fn passes(weather: &Mutex<Weather>, way: Way, chunk: &mut [u8]) -> Option<Option<u64>> {
+/// Waits while the link is stalled, damages the chunk if that was ordered, and says how it goes on; none at the end.
+fn passes(weather: &Mutex<Weather>, way: Way, chunk: &mut [u8]) -> Option<Passage> {
     loop {
         let mut state = weather.lock().expect("as in `now`");
         if state.over {
             return None;
         }
-        if !state.stalled {
-            if state.damage.is_some_and(|(which, len_min)| which == way && chunk.len() >= len_min) {
-                chunk[chunk.len() / 2] ^= 0x10;
-                state.damage = None;
-            }
-            return Some(state.rate);
+        if state.stalled[way.index()] {
+            drop(state);
+            thread::sleep(LOOK_INTERVAL);
+            continue;
         }
-        drop(state);
-        thread::sleep(LOOK_INTERVAL);
+        if state.damage.is_some_and(|(which, len_min)| which == way && chunk.len() >= len_min.max(1)) {
+            chunk[chunk.len() / 2] ^= 0x10;
+            state.damage = None;
+        }
+        let torn = !chunk.is_empty() && state.tear.take_if(|which| *which == way).is_some();
+        let bytes = u64::try_from(chunk.len()).expect("a chunk is small");
+        let rate_time = state.rate.map_or(0, |rate| bytes * 1_000_000 / rate.max(1));
+        let len = if torn { chunk.len() / 2 } else { chunk.len() };
+        return Some(Passage { len, time: state.delay + Duration::from_micros(rate_time) });
     }
 }

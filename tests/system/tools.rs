@@ -152,6 +152,11 @@ pub(crate) fn signal(pid: u32, name: &str) {
     run("sh", ["-c", &format!("kill -{name} {pid}")], SHORT).ok();
 }
 
+/// A number that whoever runs the tests may set in the environment: its name, and what it is otherwise.
+pub(crate) fn from_environment((name, otherwise): (&str, u64)) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
 /// A folder for one test, removed with everything in it at the end.
 pub(crate) fn folder() -> TempDir {
     tempfile::Builder::new().prefix("pair").tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("cargo made this folder")

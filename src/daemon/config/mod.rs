@@ -96,7 +96,7 @@ pub struct VolumeSpec {
     pub resync_rate_min: u64,
     /// Extents of the activity log.
     pub activity_log_slots: u32,
-    /// Bytes of payload buffers for clients; a power of two, half for each direction.
+    /// Bytes of payload buffers; a power of two: half for writes, a quarter for reads, a quarter for resync.
     pub pool_bytes: u64,
     /// Time that the volume's thread polls before it sleeps.
     pub spin: Duration,

@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use super::reader::{At, ConfigError, Document, Section};
 use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, check};
 use crate::condition::Mode;
+use crate::daemon::printable::one_line;
 use crate::meta::activity_log::AL_SLOTS_MAX;
 use crate::meta::superblock::{AL_SLOTS_DEFAULT, AL_SLOTS_MIN};
 
@@ -26,7 +27,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let document = Document::new(text);
     let root = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(0, |span| document.line_of(&span));
-        ConfigError { file: file.to_path_buf(), problems: vec![(line, error.message().replace('\n', "; "))] }
+        ConfigError { file: file.to_path_buf(), problems: vec![(line, one_line(&error.message().replace('\n', "; ")))] }
     })?;
     let mut root = Section::new(&document, "the file", 1, root.get_ref());
     let cluster = name_of(&mut root, "cluster", "write cluster = \"NAME\" at the top, the same on every node");
@@ -107,7 +108,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
         let what = format!("pool_mib = {} is no power of two; write 64, 128, 256, 512, 1024, 2048 or 4096", pool.value);
         section.problem(pool.line, what);
     }
-    let spin = section.number("spin_us", 50, 0..=10_000);
+    let spin = section.number("spin_us", 100, 0..=10_000);
     let direct = section.switch("direct", false);
     let resume_primary = section.switch("resume_primary", true);
     let engine = section.parsed("engine", "it must be \"auto\" or \"thread\"", engine_of);

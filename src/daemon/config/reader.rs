@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::suggest;
+use crate::daemon::printable::one_line;
 
 /// What is wrong with a configuration file: at least one problem, in the order of lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +57,8 @@ impl<'t> Document<'t> {
 
     /// Records a problem.
     pub(super) fn problem(&self, line: usize, what: impl Into<String>) {
-        self.problems.borrow_mut().push((line, what.into()));
+        // A quoted key may hold anything, and a complaint is one line.
+        self.problems.borrow_mut().push((line, one_line(&what.into())));
     }
 
     pub(super) fn line_of(&self, span: &Range<usize>) -> usize {

@@ -1,6 +1,7 @@
 //! The daemon's side of the control socket.
 //!
-//! A client gets a word at least every second as long as its request is open, whatever the volumes do.
+//! A client gets a word at least every second as long as its request is open, whatever the volumes do. One that says nothing, or
+//! does not take its reply, sits in the lobby meanwhile and loses its seat when others come.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use crate::daemon::config::Config;
 use crate::daemon::events::{EventHub, Happening};
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::heartbeat::Ear;
+use crate::daemon::lobby::Lobby;
 use crate::daemon::saved;
 use crate::daemon::sockets::UnixSocket;
 use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
@@ -25,8 +27,12 @@ use crate::volume::io::{Discard, Refusal};
 const PATIENCE: Duration = Duration::from_millis(900);
 /// Longest time for a client to say its request, or to take a reply.
 const CLIENT_TIME: Duration = Duration::from_secs(5);
-/// Clients at one time.
-const CLIENTS_MAX: usize = 64;
+/// Clients at one time that say nothing or take nothing.
+pub(in crate::daemon) const LOBBY_SEATS: usize = 64;
+/// Commands that are waited for, and streams of events, at one time.
+pub(in crate::daemon) const OPEN_MAX: usize = 64;
+/// Connections at one time; the kernel keeps some more waiting, not for long: each is in the lobby, open, or soon answered.
+const CLIENTS_MAX: usize = 256;
 
 /// Everything that is needed to answer.
 pub(in crate::daemon) struct ControlDesk {
@@ -35,6 +41,9 @@ pub(in crate::daemon) struct ControlDesk {
     pub(in crate::daemon) volumes: Vec<Arc<VolumeHandle>>,
     pub(in crate::daemon) ear: Arc<Ear>,
     pub(in crate::daemon) events: EventHub,
+    pub(in crate::daemon) lobby: Arc<Lobby>,
+    /// For what is open longer than a moment.
+    pub(in crate::daemon) open: Semaphore,
 }
 
 impl ControlDesk {
@@ -69,23 +78,41 @@ impl ControlDesk {
     ) -> std::io::Result<()> {
         let mut reader = BufReader::with_capacity(REQUEST_LEN_MAX, reader);
         loop {
-            let request = match timeout(CLIENT_TIME, read_request(&mut reader)).await {
-                Ok(Ok(Some(request))) => request,
-                Ok(Ok(None)) | Err(_) => return Ok(()),
-                Ok(Err(why)) => return say(writer, Reply::BadRequest(why)).await,
+            let request = match self.lobby.seat(timeout(CLIENT_TIME, read_request(&mut reader))).await {
+                Some(Ok(Ok(Some(request)))) => request,
+                Some(Ok(Ok(None)) | Err(_)) | None => return Ok(()),
+                Some(Ok(Err(why))) => return self.say(writer, Reply::BadRequest(why)).await,
             };
+            // How things are is always told.
+            let open = self.open.try_acquire();
             match request.ask {
-                Ask::Status => say(writer, Reply::Status(Box::new(self.status().await))).await?,
+                Ask::Status => {
+                    drop(open);
+                    self.say(writer, Reply::Status(Box::new(self.status().await))).await?;
+                }
+                Ask::Events | Ask::Do { .. } if open.is_err() => {
+                    let why =
+                        format!("{OPEN_MAX} commands or streams of events are open on this daemon; end some of them");
+                    return self.say(writer, Reply::BadRequest(why)).await;
+                }
                 Ask::Events => return self.tell_events(&mut reader, writer).await,
                 Ask::Do { volume, verb, timeout_ms } => {
                     let last = match self.volume(volume.as_deref()) {
                         Ok(volume) => self.carry_out(volume, verb, timeout_ms, writer).await?,
                         Err(why) => Reply::BadRequest(why),
                     };
-                    say(writer, last).await?;
+                    self.say(writer, last).await?;
                 }
             }
         }
+    }
+
+    async fn say(&self, writer: &mut (impl AsyncWrite + Unpin), reply: Reply) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(&Answer { version: VERSION, reply }).map_err(std::io::Error::other)?;
+        line.push(b'\n');
+        // A client that does not read must not hold a task for ever.
+        let written = self.lobby.seat(timeout(CLIENT_TIME, writer.write_all(&line))).await;
+        written.and_then(Result::ok).ok_or(std::io::ErrorKind::TimedOut)?
     }
 
     fn volume(&self, name: Option<&str>) -> Result<&VolumeHandle, String> {
@@ -140,7 +167,7 @@ impl ControlDesk {
                 )));
             }
             let seconds = began.elapsed().as_secs();
-            say(writer, Reply::Waiting(format!("waiting for {why} ({seconds} s)"))).await?;
+            self.say(writer, Reply::Waiting(format!("waiting for {why} ({seconds} s)"))).await?;
         }
     }
 
@@ -158,7 +185,7 @@ impl ControlDesk {
             match timeout_at(end.min(Instant::now() + PATIENCE), &mut saving).await {
                 Ok(Ok(saved)) => {
                     info!(volume = volume.name(), "{}", saved.what);
-                    say(writer, Reply::Waiting(saved.what)).await?;
+                    self.say(writer, Reply::Waiting(saved.what)).await?;
                     return Ok(Ok(saved.discard));
                 }
                 Ok(Err(why)) => {
@@ -174,7 +201,7 @@ impl ControlDesk {
                      longer --timeout"
                 ))));
             }
-            say(writer, Reply::Waiting(format!("saving what only this copy holds: {mib} MiB"))).await?;
+            self.say(writer, Reply::Waiting(format!("saving what only this copy holds: {mib} MiB"))).await?;
         }
     }
 
@@ -189,9 +216,9 @@ impl ControlDesk {
         for status in self.status().await.volumes {
             let name = status.volume.clone();
             let event = self.events.event(&name, Happening::Exists { status: Box::new(status) });
-            say(writer, Reply::Event(Box::new(event))).await?;
+            self.say(writer, Reply::Event(Box::new(event))).await?;
         }
-        say(writer, Reply::Event(Box::new(self.events.event("", Happening::ExistsEnd)))).await?;
+        self.say(writer, Reply::Event(Box::new(self.events.event("", Happening::ExistsEnd)))).await?;
         loop {
             let event = tokio::select! {
                 event = listener.recv() => event,
@@ -203,7 +230,7 @@ impl ControlDesk {
                 Err(broadcast::error::RecvError::Lagged(events)) => self.events.event("", Happening::Lost { events }),
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             };
-            say(writer, Reply::Event(Box::new(event))).await?;
+            self.say(writer, Reply::Event(Box::new(event))).await?;
         }
     }
 
@@ -299,26 +326,7 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option
     if line.last() != Some(&b'\n') {
         return Err(format!("a request is one line of at most {REQUEST_LEN_MAX} bytes"));
     }
-    // The version first: another one may have another shape.
-    let value: serde_json::Value =
-        serde_json::from_slice(&line).map_err(|error| format!("a request is a JSON object: {error}"))?;
-    let version = value.get("version").and_then(serde_json::Value::as_u64);
-    if version != Some(VERSION.into()) {
-        let theirs = version.map_or("none".to_owned(), |version| version.to_string());
-        return Err(format!(
-            "this daemon ({}) speaks version {VERSION} on its control socket, the client {theirs}; use the repblk command of \
-             the daemon's version, or restart the daemon after an upgrade",
-            env!("CARGO_PKG_VERSION")
-        ));
-    }
-    serde_json::from_value(value).map(Some).map_err(|error| format!("the request cannot be understood: {error}"))
-}
-
-async fn say(writer: &mut (impl AsyncWrite + Unpin), reply: Reply) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(&Answer { version: VERSION, reply }).map_err(std::io::Error::other)?;
-    line.push(b'\n');
-    // A client that does not read must not hold a task for ever.
-    timeout(CLIENT_TIME, writer.write_all(&line)).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+    Request::parse(&line).map(Some)
 }
 
 #[cfg(test)]

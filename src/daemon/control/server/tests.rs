@@ -42,7 +42,9 @@ fn state() -> State {
         disk: DiskState::UpToDate,
         mode: Mode::Sync,
         generation: GenerationId(1),
+        history: [GenerationId::NONE; crate::generation::HISTORY_LEN],
         term: Term(1),
+        whole_since: Term(0),
         peers: vec![lost_peer()],
         resync: None,
         frozen: None,
@@ -88,7 +90,15 @@ fn desk(thread: Thread) -> ControlDesk {
         }
     });
     let ear = Arc::new(Ear::new(config.heartbeat_interval));
-    ControlDesk { config: Arc::new(config), node: "alpha".into(), volumes: vec![volume], ear, events }
+    ControlDesk {
+        config: Arc::new(config),
+        node: "alpha".into(),
+        volumes: vec![volume],
+        ear,
+        events,
+        lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
+        open: Semaphore::new(OPEN_MAX),
+    }
 }
 
 /// The replies to `requests`, after which the client closes.

@@ -1,0 +1,4 @@
+//! `targets/control_answer.rs` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::control_answer::run(data));

@@ -1,0 +1,4 @@
+//! `targets/meta_recovery.rs` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::meta_recovery::run(data));
