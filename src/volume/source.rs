@@ -80,6 +80,19 @@ impl Volume {
             self.drop_link(now, peer, "protocol error: a target is ready that was not asked".into(), out);
             return;
         }
+        self.set_sync(peer, Sync::SourceRecording);
+        let slot = self.slot(peer);
+        self.book.change_then(Then::TargetJoined(peer), |superblock| {
+            superblock.peers[slot].base = superblock.lineage.current;
+        });
+    }
+
+    /// That the target counts from this copy's generation is durable. Only now may bits be cleared: should an older image
+    /// of the target come back, it shows an older generation, and every block is copied.
+    pub(super) fn target_joined(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
+        if !matches!(self.peer(peer).sync(), Some(Sync::SourceRecording)) {
+            return;
+        }
         let dirty = self.peer(peer).bitmap.count();
         let outgoing = Outgoing::new(now, dirty, self.config.pace);
         self.set_sync(peer, Sync::SourceRunning(outgoing));
