@@ -13,15 +13,16 @@
 //! |---|---|---|
 //! | 0 | [`units`] | numbers and identities, each a type of its own |
 //! | 0 | [`generation`] | the descent of a copy's data |
-//! | 0 | [`marks`] | names of subtle branches, for tests that assert that they were taken |
 //! | 0 | [`condition`] | the words for role, disk state and mode |
-//! | 1 | [`nbd`] | format: what a client says, and the answers |
+//! | 1 | [`nbd`] | format: what an NBD client says, and the answers |
 //! | 1 | [`wire`] | format: what two nodes say to each other |
 //! | 1 | [`meta`] | format: what a copy keeps on its disk besides the data |
 //! | 2 | [`volume`] | machine: one volume on one node; everything that decides about data |
+//! | 2 | [`attach`] | machine: one device that follows a volume from node to node |
 //! | 3 | [`failover`] | machine: when to promote, when to go on alone, when to stop |
 //! | 4 | [`dataplane`] | shell: one thread for each volume, its disk and its sockets |
 //! | 4 | [`daemon`] | shell: configuration, negotiation, links, control |
+//! | 4 | [`follower`] | shell: `repblk attach` on the database host |
 //! | 5 | [`cli`] | shell: the `repblk` command |
 //!
 //! The machine has one entry, [`Volume::step`](volume::Volume::step): one [`Input`](volume::io::Input) in, some
@@ -57,13 +58,14 @@
 //! - *Two copies meet again*: [`reconcile`](volume::reconcile::reconcile) says who copies what to whom, and by which rule.
 //! - *A disk*: a failed write or flush is a failed disk. A primary goes on with the disk of an equal peer.
 
+pub mod attach;
 pub mod cli;
 pub mod condition;
 pub mod daemon;
 pub mod dataplane;
 pub mod failover;
+pub mod follower;
 pub mod generation;
-pub mod marks;
 pub mod meta;
 pub mod nbd;
 pub mod units;

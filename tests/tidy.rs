@@ -16,16 +16,19 @@ const ROOMS: &[(u8, &str)] = &[
     (1, "meta"),
     (1, "nbd"),
     (1, "wire"),
+    (2, "attach"),
     (2, "volume"),
     (3, "failover"),
     (4, "daemon"),
     (4, "dataplane"),
+    (4, "follower"),
     (5, "cli"),
     (6, "main"),
 ];
 
 /// Rooms of one rank that may use each other, in this direction.
-const BESIDE: &[(&str, &str)] = &[("generation", "units"), ("condition", "units"), ("daemon", "dataplane")];
+const BESIDE: &[(&str, &str)] =
+    &[("generation", "units"), ("condition", "units"), ("daemon", "dataplane"), ("follower", "daemon")];
 
 /// Rooms that must not meet although the ranks would allow it.
 const APART: &[(&str, &str)] = &[("volume", "nbd"), ("failover", "nbd")];

@@ -202,6 +202,36 @@ def qemu_quorum(rig, name, size, direct):
         return qemu_nbd(rig, name, image, [far])
 
 
+def qemu_mirror(rig, name, size, direct):
+    """QEMU's mirror job in write-blocking mode: a local file, and an NBD server on the other node that every write goes to too."""
+    port = free_ports(1)[0]
+    far = nbdkit(rig, name + "-far", size, port).processes[0]
+    where, monitor = rig.path(name + ".nbd"), rig.path(name + ".qmp")
+    near = {"node-name": "near"} | qemu_file(rig.make_file(name + ".img", size), direct)
+    remote = {"node-name": "far", "driver": "nbd", "server": {"type": "inet", "host": "127.0.0.1", "port": str(port)}}
+    process = rig.start(name, "qemu-storage-daemon", "--blockdev", json.dumps(near), "--blockdev", json.dumps(remote),
+                        "--nbd-server", f"addr.type=unix,addr.path={where}",
+                        "--export", "type=nbd,id=export,node-name=near,name=,writable=on",
+                        "--chardev", f"socket,id=qmp,path={monitor},server=on,wait=off", "--monitor", "chardev=qmp")
+    rig.await_server(name, process, where)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(monitor)
+        stream = client.makefile("rw", encoding="utf-8")
+        stream.readline()
+        for command, arguments in (("qmp_capabilities", {}), ("blockdev-mirror", {
+                "job-id": "mirror", "device": "near", "target": "far", "sync": "full", "copy-mode": "write-blocking"})):
+            stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            stream.flush()
+        for line in stream:
+            message = json.loads(line)
+            if "error" in message:
+                raise Failed(f"{name}: {message['error']['desc']}")
+            if message.get("event") == "BLOCK_JOB_READY":
+                break
+    return System(name, f"nbd+unix:///?socket={where}", [process, far])
+
+
 class Repblk(System):
     """A pair of nodes, or node `a` of a pair whose other node is never there."""
 
@@ -292,9 +322,9 @@ class Repblk(System):
 
 
 def fio(uri, *options):
-    """Runs fio's nbd engine; its job's figures."""
+    """Runs fio's nbd engine; its job's figures. As a thread: a process of its own would leave this session, and its niceness."""
     command = ["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", "--output-format=json", "--group_reporting",
-               "--randrepeat=0", "--norandommap", *options]
+               "--randrepeat=0", "--norandommap", "--thread", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     start = done.stdout.find("{")
     if done.returncode or start < 0:
@@ -305,14 +335,25 @@ def fio(uri, *options):
     return job
 
 
-def find_binary(given):
-    """The release binary, built if it was not given."""
+def load(client, system, seconds, *options):
+    """Runs the project's own client, which batches its requests; its figures."""
+    export, _, where = system.uri.partition("?socket=")
+    command = [client, "--unix", where, "--export", export.rpartition("/")[2], "--seconds", str(seconds), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"nbdload on {system.name}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def find_binary(given, example=None):
+    """The release binary, or an example's, built if it was not given."""
     if given:
         return os.path.realpath(given)
-    subprocess.run(["cargo", "build", "--quiet", "--release", "--locked", "--bin", "repblk"], cwd=REPO, check=True)
+    what = ["--example", example] if example else ["--bin", "repblk"]
+    subprocess.run(["cargo", "build", "--quiet", "--release", "--locked", *what], cwd=REPO, check=True)
     metadata = subprocess.run(["cargo", "metadata", "--format-version", "1", "--no-deps", "--locked"], cwd=REPO,
                               check=True, capture_output=True, text=True).stdout
-    return os.path.join(json.loads(metadata)["target_directory"], "release", "repblk")
+    return os.path.join(json.loads(metadata)["target_directory"], "release", *(["examples", example] if example else ["repblk"]))
 
 
 def be_nice(niceness):

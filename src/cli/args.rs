@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use super::exit;
 use crate::daemon::config::DEFAULT_PATH;
 use crate::daemon::logs::LogFormat;
+use crate::follower::DEFAULT_FOLDER;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -146,6 +147,46 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
         #[arg(long)]
         json: bool,
     },
+    /// On the database host: make a volume a device that follows the primary
+    #[command(after_long_help = "\
+Runs in the foreground and serves an NBD socket, DIR/attach-VOLUME.nbd, for nbdfuse, QEMU and other clients. When the \
+primary is lost, requests wait until another node is primary, and go on there: the user of the device sees a pause and \
+no error. They go on only where everything that was acknowledged is certain to be. Where it is not (mode async, a \
+promotion by force), nothing is sent and nothing is answered until an operator decides; `--status` says why.")]
+    Attach {
+        /// The volume; may be left out when the configuration has only one
+        volume: Option<String>,
+        /// Show how the attached device is, instead of attaching
+        #[arg(long)]
+        status: bool,
+        /// With --status: one JSON object
+        #[arg(long, requires = "status")]
+        json: bool,
+        /// Make /dev/nbdX of it, with the kernel's NBD client, instead of a socket
+        #[arg(long, value_name = "/dev/nbdX", value_parser = device)]
+        device: Option<u32>,
+        /// What to do when acknowledged data may be missing: hold all requests, or answer them with errors
+        #[arg(long, value_enum, default_value = "hold")]
+        on_doubt: Doubt,
+        #[command(flatten)]
+        folder: Folder,
+        /// How log lines look
+        #[arg(long, value_enum, default_value_t)]
+        log_format: LogFormat,
+        /// error, warn, info, debug or trace
+        #[arg(long, default_value = "info", env = "REPBLK_LOG")]
+        log_level: String,
+    },
+    /// On the database host: end `repblk attach`, and forget what the device was acknowledged
+    #[command(after_long_help = "\
+Stop what uses the device first: whoever still does gets errors. An `attach` that is ended in another way, such as by \
+SIGTERM, goes on where it was when it is started again.")]
+    Detach {
+        /// The volume; may be left out when the configuration has only one
+        volume: Option<String>,
+        #[command(flatten)]
+        folder: Folder,
+    },
     /// Look at the configuration
     Config {
         /// What to do with it
@@ -164,6 +205,29 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
 pub(super) enum ConfigCommand {
     /// Say whether it is right, and what it means
     Check,
+}
+
+/// What to do when acknowledged data may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Doubt {
+    /// Answer nothing until an operator decides.
+    Hold,
+    /// Answer everything with an error.
+    Fail,
+}
+
+/// Where the sockets of `repblk attach` are.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(super) struct Folder {
+    /// Folder of the sockets, and of what must survive a restart of `attach` and must not survive one of the host
+    #[arg(long = "dir", value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    pub(super) folder: PathBuf,
+}
+
+/// The number of a device of the kernel's NBD client.
+fn device(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("/dev/nbd").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| "it must be /dev/nbd0, /dev/nbd1 or the like".to_owned())
 }
 
 /// Which volume, and how long to wait.

@@ -1,10 +1,11 @@
 //! Rank 5, the door: the `repblk` command.
 //!
 //! `args` is what can be typed, `exit` how it ends. `init`, `serve` and `config` work on the configuration and the
-//! disk; everything else is a question to the daemon over its control socket. Every refusal names its rule and the way
+//! disk, `attach` and `detach` belong to the database host; everything else is a question to the daemon over its control socket. Every refusal names its rule and the way
 //! out; a reader that closes early is no error.
 
 mod args;
+mod attach;
 mod client;
 mod command;
 mod exit;
@@ -49,6 +50,14 @@ fn execute(cli: Cli) -> Result<(), Stop> {
         Command::Serve { log_format, log_level } => return local::serve(&place, log_format, &log_level),
         Command::Config { command: ConfigCommand::Check } => return local::check(&place),
         Command::Completions { shell } => return completions(shell),
+        Command::Attach { volume, status: true, json, folder, .. } => {
+            return attach::status(&place, volume.as_deref(), &folder, json);
+        }
+        Command::Attach { volume, on_doubt, device, folder, log_format, log_level, .. } => {
+            let how = attach::How { on_doubt, device, folder };
+            return attach::attach(&place, volume.as_deref(), how, (log_format, &log_level));
+        }
+        Command::Detach { volume, folder } => return attach::detach(&place, volume.as_deref(), &folder),
         Command::Status { json, watch } => return command::status(&control(&place)?, json, watch),
         Command::Events { json } => return command::events(&control(&place)?, json),
         Command::Resync { target, full, discard_local, unsaved, watch } => {

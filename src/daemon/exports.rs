@@ -21,9 +21,14 @@ use super::lobby::Lobby;
 use super::sockets::UnixSocket;
 use crate::condition::Role;
 use crate::dataplane::mailbox::{ClientManners, State};
+use crate::generation::Lineage;
 use crate::nbd::constants::BASE_ALLOCATION_ID;
-use crate::nbd::{ExportInfo, ExportListing, ExportRefusal, Exports, Handover, Mode, Negotiation, Next, RefusalCode};
+use crate::nbd::{
+    ExportInfo, ExportListing, ExportRefusal, Exports, FOLLOW_SUFFIX, Handover, Mode, Negotiation, Next, RefusalCode,
+    Standing, follow_name,
+};
 use crate::units::SessionId;
+use crate::volume::io::Snapshot;
 
 /// Longest time from the first byte to the export.
 const NEGOTIATION_TIME: Duration = Duration::from_secs(10);
@@ -108,11 +113,18 @@ impl ExportDesk {
         let late = |_| format!("no agreement within {} s", NEGOTIATION_TIME.as_secs());
         let (handover, leftover) = agreed.map_err(late)??;
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| full())?;
-        let volume = self.volumes.iter().find(|volume| volume.name() == handover.export.name);
+        let name = handover.export.name.as_str();
+        let (name, follows) = name.strip_suffix(FOLLOW_SUFFIX).map_or((name, false), |name| (name, true));
+        let volume = self.volumes.iter().find(|volume| volume.name() == name);
         let volume = volume.ok_or("the export is gone")?;
+        let mut manners = manners(&handover);
+        if follows {
+            // As the client was told; what has changed since ends the connection.
+            manners.follows = handover.export.description.parse().ok().map(|told: Standing| told.lineage.current);
+        }
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let socket = stream.into_socket().map_err(|error| error.to_string())?;
-        let client = Client { session, socket, manners: manners(&handover), leftover, from: from.to_owned() };
+        let client = Client { session, socket, manners, leftover, from: from.to_owned() };
         volume.adopt_client(client, place)?;
         info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, "NBD client connected");
         Ok(())
@@ -194,8 +206,26 @@ impl ExportsNow<'_> {
     }
 }
 
+impl ExportsNow<'_> {
+    /// What a follower is told.
+    fn standing(&self, volume: &VolumeHandle, state: &Snapshot) -> Standing {
+        Standing {
+            cluster_name: self.desk.config.cluster.clone(),
+            node: self.desk.node.clone(),
+            cluster: volume.identity.cluster,
+            volume: volume.identity.volume,
+            instance: volume.identity.instance,
+            lineage: Lineage { current: state.generation, history: state.history },
+            term: state.term,
+            whole_since: state.whole_since,
+            mode: state.mode,
+        }
+    }
+}
+
 impl Exports for ExportsNow<'_> {
     fn find(&self, name: &[u8]) -> Result<ExportInfo, ExportRefusal> {
+        let (name, follows) = name.strip_suffix(FOLLOW_SUFFIX.as_bytes()).map_or((name, false), |name| (name, true));
         let wanted = |volume: &VolumeHandle| volume.name().as_bytes() == name;
         // An empty name asks for the default: the only volume, if there is only one.
         let default = name.is_empty() && self.volumes.len() == 1;
@@ -205,11 +235,18 @@ impl Exports for ExportsNow<'_> {
             let message = format!("there is no such export on node {}; it has: {}", self.desk.node, names.join(", "));
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
-        match self.refusal(volume, state) {
-            Some(message) => Err(ExportRefusal { code: RefusalCode::Policy, message }),
-            None => Ok(ExportInfo {
+        if let Some(message) = self.refusal(volume, state) {
+            return Err(ExportRefusal { code: RefusalCode::Policy, message });
+        }
+        let size = volume.identity.size;
+        match state {
+            Ok(state) if follows => Ok(ExportInfo {
+                description: self.standing(volume, &state.volume).to_string(),
+                ..ExportInfo::new(follow_name(volume.name()), size)
+            }),
+            _ => Ok(ExportInfo {
                 description: format!("repblk volume {} of cluster {}", volume.name(), self.desk.config.cluster),
-                ..ExportInfo::new(volume.name(), volume.identity.size)
+                ..ExportInfo::new(volume.name(), size)
             }),
         }
     }
@@ -232,6 +269,7 @@ fn manners(handover: &Handover) -> ClientManners {
         structured: handover.mode != Mode::Simple,
         extended: handover.mode == Mode::Extended,
         allocation_context: handover.contexts.allocation.then_some(BASE_ALLOCATION_ID),
+        follows: None,
     }
 }
 

@@ -22,7 +22,7 @@ mod printable;
 mod saved;
 mod serve;
 pub mod signature;
-mod sockets;
+pub(crate) mod sockets;
 mod start;
 pub mod status;
 

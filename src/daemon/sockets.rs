@@ -39,8 +39,8 @@ pub(super) fn udp(address: SocketAddr, what: &str) -> Result<UdpSocket, String> 
 
 /// A Unix listener that removes its file when it is dropped.
 #[derive(Debug)]
-pub(super) struct UnixSocket {
-    pub(super) listener: UnixListener,
+pub(crate) struct UnixSocket {
+    pub(crate) listener: UnixListener,
     path: PathBuf,
 }
 
@@ -50,7 +50,7 @@ impl UnixSocket {
     ///
     /// # Errors
     /// As [`tcp`].
-    pub(super) fn bind(path: &Path, mode: u32, what: &str) -> Result<Self, String> {
+    pub(crate) fn bind(path: &Path, mode: u32, what: &str) -> Result<Self, String> {
         let place = path.display().to_string();
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => return Err(complaint(what, &place, &io::ErrorKind::AddrInUse.into())),

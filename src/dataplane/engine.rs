@@ -209,7 +209,7 @@ impl Engine {
     /// Makes everything written so far stable.
     pub(super) fn flush(&mut self, op: OpId) -> Option<Outcome> {
         let result = self.data_sync.ask(op, &mut self.backend)?;
-        Some(Outcome::Disk { op, result: Err(result) })
+        Some(Outcome::Disk { op, result: result.map(|()| None) })
     }
 
     /// Writes the pages and makes them stable.
@@ -219,8 +219,8 @@ impl Engine {
                 return Some(Outcome::Meta { op, result: Err(DiskError { errno: sys::errno(&e) }) });
             }
         }
-        let error = self.metadata_sync.ask(op, &mut self.backend)?;
-        Some(Outcome::Meta { op, result: Err(error) })
+        let result = self.metadata_sync.ask(op, &mut self.backend)?;
+        Some(Outcome::Meta { op, result })
     }
 
     /// Starts what was asked for. Called once after a batch of operations.

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::sys::EventFd;
-use crate::units::{ConnectionId, DiskInstance, PeerNo, SessionId, Ticket};
+use crate::units::{ConnectionId, DiskInstance, GenerationId, PeerNo, SessionId, Ticket};
 use crate::volume::io::{Command, DirtyRuns, PeerView, Refusal, Report, Snapshot};
 
 /// Runs in one answer to [`Letter::AskDirty`].
@@ -29,6 +29,9 @@ pub struct ClientManners {
     pub extended: bool,
     /// `base:allocation` was selected, with this context number.
     pub allocation_context: Option<u32>,
+    /// The client follows the volume: it was told this generation, and must be told of another before anything is
+    /// acknowledged under that. Its connection ends instead, and it asks again.
+    pub follows: Option<GenerationId>,
 }
 
 /// From the daemon to a volume's thread.

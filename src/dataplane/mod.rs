@@ -40,6 +40,8 @@ mod effects;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+#[cfg(test)]
+mod follow_tests;
 mod link;
 pub mod mailbox;
 mod newsroom;

@@ -14,7 +14,7 @@ use super::pool::{Area, Pool, block_len};
 use super::receiver::{Body, Received, Receiver};
 use super::share::Share;
 use crate::nbd::{self, ExportInfo, Handover, Header, MetaContexts, Mode, NbdError, ReplyTo, Request, Terms};
-use crate::units::{BLOCK_SIZE, BufId, ByteRange, SessionId};
+use crate::units::{BLOCK_SIZE, BufId, ByteRange, GenerationId, SessionId};
 use crate::volume::io::HostError;
 
 /// Pieces of requests a client may have outstanding; more are left in its socket.
@@ -76,6 +76,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) socket: Socket,
     pub(super) from: String,
+    /// As [`ClientManners::follows`].
+    pub(super) follows: Option<GenerationId>,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
     /// The client has ended: the end is still to be read, and no event will say so again.
@@ -121,6 +123,7 @@ impl Session {
             id,
             socket,
             from,
+            follows: manners.follows,
             readable: true,
             ending: false,
             writable: true,
@@ -417,6 +420,12 @@ impl Session {
     /// Queues success of a request without data.
     pub(super) fn succeed(&mut self, to: ReplyTo) {
         let head = nbd::reply::success(to);
+        self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
+    }
+
+    /// Queues success of a request for no bytes.
+    pub(super) fn succeed_at_nothing(&mut self, to: ReplyTo) {
+        let head = nbd::reply::nothing(to);
         self.outbox.push_encoded(|out| out.extend_from_slice(head.as_slice()));
     }
 

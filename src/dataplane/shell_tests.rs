@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -38,7 +38,7 @@ enum Doing {
 
 /// What the test sees of its machine.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     serving: AtomicBool,
     /// Answer nothing.
     frozen: AtomicBool,
@@ -46,6 +46,7 @@ struct Seen {
     gone: AtomicUsize,
     requests: AtomicUsize,
     links_down: AtomicUsize,
+    pub(super) generation: AtomicU64,
 }
 
 struct Script {
@@ -232,7 +233,9 @@ impl Machine for Script {
             disk: DiskState::UpToDate,
             mode: Mode::Sync,
             generation: GenerationId(1),
+            history: [GenerationId::NONE; crate::generation::HISTORY_LEN],
             term: Term(1),
+            whole_since: Term(0),
             peers: Vec::new(),
             resync: None,
             frozen: None,
@@ -247,14 +250,18 @@ impl Machine for Script {
     fn is_serving(&self) -> bool {
         self.seen.serving.load(Ordering::SeqCst)
     }
+
+    fn generation(&self) -> GenerationId {
+        GenerationId(self.seen.generation.load(Ordering::SeqCst))
+    }
 }
 
 const LEN: u64 = 136 << 20;
 
-struct Node {
+pub(super) struct Node {
     mailbox: Mailbox,
     news: mpsc::Receiver<News>,
-    seen: Arc<Seen>,
+    pub(super) seen: Arc<Seen>,
     file: tempfile::NamedTempFile,
     thread: std::thread::JoinHandle<Option<Pool>>,
 }
@@ -270,7 +277,7 @@ fn config(file: &tempfile::NamedTempFile) -> DiskConfig {
 }
 
 impl Node {
-    fn new(sizes: PoolSizes) -> Self {
+    pub(super) fn new(sizes: PoolSizes) -> Self {
         Self::with_disk(sizes, "/dev/shm", false)
     }
 
@@ -288,7 +295,7 @@ impl Node {
         Self { mailbox, news, seen, file, thread }
     }
 
-    fn client(&self, id: u64, manners: ClientManners) -> UnixStream {
+    pub(super) fn client(&self, id: u64, manners: ClientManners) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         ours.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
         let letter = Letter::AdoptClient {
@@ -315,14 +322,14 @@ impl Node {
         })
     }
 
-    fn wait_gone(&mut self, id: u64) -> String {
+    pub(super) fn wait_gone(&mut self, id: u64) -> String {
         self.hear(|news| match news {
             News::ClientGone { session, why } if session == SessionId(id) => Some(why),
             _ => None,
         })
     }
 
-    fn stop(mut self) -> tempfile::NamedTempFile {
+    pub(super) fn stop(mut self) -> tempfile::NamedTempFile {
         self.mailbox.post(Letter::Stop).expect("taken");
         let error = self.hear(|news| match news {
             News::Stopped { error } => Some(error),
@@ -335,7 +342,7 @@ impl Node {
     }
 }
 
-fn request(kind: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+pub(super) fn request(kind: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(28);
     bytes.extend_from_slice(&0x2560_9513u32.to_be_bytes());
     bytes.extend_from_slice(&flags.to_be_bytes());
@@ -529,7 +536,7 @@ fn clients_that_stall_in_a_large_write_keep_memory_from_nobody() {
 fn a_read_that_is_larger_than_a_share_comes_in_pieces() {
     let node = Node::new(PoolSizes::default());
     for (id, structured) in [(1, false), (2, true)] {
-        let mut stream = node.client(id, ClientManners { structured, extended: false, allocation_context: None });
+        let mut stream = node.client(id, ClientManners { structured, ..ClientManners::default() });
         let (data, head) = (pattern(3, 20 << 20), if structured { 20 + 8 } else { 16 });
         let len = |n: usize| u32::try_from(n).expect("small");
         stream.write_all(&request(1, 1, 1, 513, len(data.len()))).expect("sent");
@@ -579,7 +586,7 @@ fn a_client_that_never_reads_is_bounded_and_alone() {
 #[test]
 fn block_status_tells_holes_and_data() {
     let node = Node::new(PoolSizes::default());
-    let manners = ClientManners { structured: true, extended: false, allocation_context: Some(1) };
+    let manners = ClientManners { structured: true, allocation_context: Some(1), ..ClientManners::default() };
     let mut stream = node.client(1, manners);
     stream.write_all(&request(1, 0, 1, 4096, 4096)).expect("sent");
     stream.write_all(&[1; 4096]).expect("sent");

@@ -1,8 +1,12 @@
 //! Group commit: however many ask while a sync runs, one more covers them all.
+//!
+//! A sync waits for a device and runs beside the volume's thread. A file system in memory has none: its syncs do nothing, and are done
+//! on the spot, since handing one over costs more than a write.
 
 use std::os::fd::RawFd;
 
 use super::backend::{Backend, Job};
+use super::sys;
 use crate::units::OpId;
 use crate::volume::io::DiskError;
 
@@ -11,6 +15,8 @@ use crate::volume::io::DiskError;
 pub(super) struct SyncQueue {
     fd: RawFd,
     token: u64,
+    /// The file lives in memory.
+    instant: bool,
     /// Covered by the running sync.
     running: Vec<OpId>,
     /// Asked after it began: it may not cover what they wait for.
@@ -22,13 +28,19 @@ pub(super) struct SyncQueue {
 impl SyncQueue {
     /// The queue of `fd`, whose jobs carry `token`.
     pub(super) fn new(fd: RawFd, token: u64) -> Self {
-        Self { fd, token, running: Vec::new(), waiting: Vec::new(), failed: None }
+        Self { fd, token, instant: sys::is_in_memory(fd), running: Vec::new(), waiting: Vec::new(), failed: None }
     }
 
-    /// Asks for a sync of everything written so far. The error, when an earlier sync has failed.
-    pub(super) fn ask(&mut self, op: OpId, backend: &mut Backend) -> Option<DiskError> {
-        if self.failed.is_some() {
-            return self.failed;
+    /// Asks for a sync of everything written so far. The result, when there is one at once: an error when an earlier sync
+    /// has failed.
+    pub(super) fn ask(&mut self, op: OpId, backend: &mut Backend) -> Option<Result<(), DiskError>> {
+        if let Some(error) = self.failed {
+            return Some(Err(error));
+        }
+        if self.instant {
+            let result = sys::sync_data(self.fd).map_err(|e| DiskError { errno: sys::errno(&e) });
+            self.failed = result.err();
+            return Some(result);
         }
         if self.running.is_empty() {
             self.running.push(op);

@@ -174,6 +174,30 @@ pub(super) fn sync_data(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fdatasync(fd) }).map(drop)
 }
 
+/// True when the file lives on a file system in memory: nothing of it ever waits for a device.
+pub(super) fn is_in_memory(fd: RawFd) -> bool {
+    let mut about = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `about` is a statfs structure that the call may write.
+    let status = unsafe { libc::fstatfs(fd, about.as_mut_ptr()) };
+    // SAFETY: the call has succeeded, and then it has filled the structure.
+    status == 0 && matches!(unsafe { about.assume_init() }.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC)
+}
+
+/// Of linux/magic.h.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+
+/// How long the other side of a TCP connection took to answer, as the kernel has it by now.
+pub(super) fn round_trip(socket: BorrowedFd<'_>) -> io::Result<Duration> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).expect("a small structure");
+    // SAFETY: `info` has room for `len` bytes, and an older kernel that writes fewer leaves the rest zero.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut len)
+    })?;
+    // SAFETY: all of it was zeroed or written, and any bytes are a tcp_info.
+    Ok(Duration::from_micros(u64::from(unsafe { info.assume_init() }.tcpi_rtt)))
+}
+
 /// Changes the allocation of a range; `mode` as of fallocate(2).
 pub(super) fn allocate(fd: RawFd, mode: libc::c_int, range: ByteRange) -> io::Result<()> {
     let (start, len) = (offset(range.start())?, offset(range.len())?);

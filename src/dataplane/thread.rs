@@ -13,7 +13,7 @@ use super::shell::{Machine, Shell};
 use crate::volume::Volume;
 
 /// Polling the network for this long before sleeping gains the most for its cost; see `docs/performance.md`.
-pub const SPIN_DEFAULT: Duration = Duration::from_micros(50);
+pub const SPIN_DEFAULT: Duration = Duration::from_micros(100);
 
 /// What a volume's thread is made of.
 #[derive(Debug)]

@@ -159,10 +159,11 @@ impl<M: Machine> Shell<M> {
             }
             Request::Nothing => {
                 // A write of no bytes has no payload either.
-                return session.succeed(to);
+                return session.succeed_at_nothing(to);
             }
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
+        self.heard += 1;
         let tag = session.admit(piece_of, to, kind, range);
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });
@@ -170,7 +171,13 @@ impl<M: Machine> Shell<M> {
 
     /// Sends the clients' replies and ends those that are done.
     pub(super) fn answer_clients(&mut self) {
+        let generation = self.machine.generation();
         for session in &mut self.sessions {
+            if session.follows.is_some_and(|told| told != generation) {
+                let why = "it follows the volume, whose generation is another now; it asks again";
+                self.doomed.push((session.id, why.to_owned()));
+                continue;
+            }
             session.flush(&mut self.pool);
             if session.is_finished() {
                 self.doomed.push((session.id, "the client said goodbye".to_owned()));
@@ -218,6 +225,7 @@ impl<M: Machine> Shell<M> {
             self.counters.link_bytes_received += u64::try_from(count).expect("usize has at most 64 bits");
             while let Some(incoming) = self.links[i].next(&mut self.pool)? {
                 self.counters.frames_received += 1;
+                self.heard += 1;
                 self.step(match incoming {
                     Incoming::Message { term, message, buf } => Input::Peer { peer, connection, term, message, buf },
                     Incoming::Page { index, page } => Input::PeerPage { peer, connection, index, page },

@@ -229,7 +229,6 @@ impl Unrecovered {
         let (data_len, instance) = (self.superblock.data_len, self.superblock.instance);
         let (bitmap, invalid) = Bitmap::decode_zone(data_len, zone, slot, instance, &self.layout);
         if !invalid.is_empty() {
-            crate::marks::reached("a torn bitmap page makes its blocks dirty");
             notes.push(Note::BitmapPages {
                 peer: self.superblock.peers[usize::from(slot.0)].name.clone(),
                 invalid: wide(invalid.len()),

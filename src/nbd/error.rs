@@ -46,6 +46,20 @@ impl NbdError {
         }
     }
 
+    /// The error of a value on the wire. One that this server never sends counts as [`NbdError::Io`].
+    #[must_use]
+    pub fn from_code(code: u32) -> Self {
+        match code {
+            constants::EPERM => Self::NotPermitted,
+            constants::EINVAL => Self::Invalid,
+            constants::ENOSPC => Self::NoSpace,
+            constants::EOVERFLOW => Self::Overflow,
+            constants::ENOTSUP => Self::NotSupported,
+            constants::ESHUTDOWN => Self::ShuttingDown,
+            _ => Self::Io,
+        }
+    }
+
     /// What a client is told of a failed system call, given its positive `errno`.
     ///
     /// `EDQUOT` and `EFBIG` become `ENOSPC` as the protocol asks. `EOPNOTSUPP`, `EOVERFLOW`, `ESHUTDOWN` and `ENOMEM` of

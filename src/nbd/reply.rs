@@ -3,8 +3,8 @@
 //! Fixed parts are encoded into a [`Head`] on the stack, so that a reply to a read or write allocates nothing: the shell
 //! sends the head and, for a read, the payload behind it in one vectored write.
 //!
-//! Under [`Mode::Structured`] every reply is a chunk, also where a simple reply would be allowed: a client can then
-//! divide the stream without knowing its requests.
+//! Under [`Mode::Structured`] what returns data or an error is a chunk, and success without data a simple reply, as the protocol
+//! allows: libnbd takes one receive for it where a chunk costs it two.
 
 use super::constants::{self as c, EXTENDED_REPLY_LEN, STRING_MAX};
 use super::error::NbdError;
@@ -53,9 +53,18 @@ impl std::fmt::Debug for Head {
     }
 }
 
-/// Success of a request that has no data to return; also of a read of no bytes.
+/// Success of a request that is no read and has no data to return.
 #[must_use]
 pub fn success(to: ReplyTo) -> Head {
+    match to.mode {
+        Mode::Simple | Mode::Structured => simple(to, 0),
+        Mode::Extended => nothing(to),
+    }
+}
+
+/// Success of a request for no bytes. It may be a read, to which a client of structured replies awaits a chunk.
+#[must_use]
+pub fn nothing(to: ReplyTo) -> Head {
     match to.mode {
         Mode::Simple => simple(to, 0),
         Mode::Structured | Mode::Extended => chunk(to, c::REPLY_FLAG_DONE, c::REPLY_TYPE_NONE, 0),

@@ -6,6 +6,9 @@
 //! A change is *durable* when both copies of the superblock carry it: commits go to the two copies in turn, until none is
 //! older than the last change. So the loss of either copy, by whatever damage, never loses a generation, a term or a
 //! role that anything relied on, and recovery has nothing to guess.
+//!
+//! A generation vouches for everything acknowledged before it. So the data is made stable before a superblock with a new one
+//! is written: else a power loss could leave the generation and take what the absent copy still has.
 
 use crate::meta::{MetaPage, PeerRecord, Superblock};
 use crate::units::{GenerationId, OpId, PeerNo, Term};
@@ -35,6 +38,14 @@ pub(crate) enum Then {
     ShutDown,
 }
 
+/// Whether the data that the generation in memory vouches for is stable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Data {
+    Stable,
+    Unflushed,
+    Flushing,
+}
+
 /// The superblock in memory and on its way to the disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Book {
@@ -45,13 +56,14 @@ pub(crate) struct Book {
     committing: Option<(OpId, u64)>,
     /// Version that the last commit wrote, and the one before it: what the two copies hold.
     held: [u64; 2],
+    data: Data,
     waiting: Vec<(u64, Then)>,
 }
 
 impl Book {
     /// A book that starts with what the disk holds.
     pub(crate) fn new(superblock: Superblock) -> Self {
-        Self { superblock, version: 0, committing: None, held: [0; 2], waiting: Vec::new() }
+        Self { superblock, version: 0, committing: None, held: [0; 2], data: Data::Stable, waiting: Vec::new() }
     }
 
     /// The superblock as of the last change.
@@ -66,8 +78,28 @@ impl Book {
 
     /// Changes the superblock; it will be written.
     pub(crate) fn change(&mut self, how: impl FnOnce(&mut Superblock)) {
+        let generation = self.superblock.lineage.current;
         how(&mut self.superblock);
         self.version += 1;
+        if self.superblock.lineage.current != generation {
+            self.data = Data::Unflushed;
+        }
+    }
+
+    /// True when the data must be flushed before anything more is committed; the caller begins to.
+    pub(crate) fn begin_flush(&mut self) -> bool {
+        let wanted = self.data == Data::Unflushed;
+        if wanted {
+            self.data = Data::Flushing;
+        }
+        wanted
+    }
+
+    /// A flush that was begun has ended well.
+    pub(crate) fn flushed(&mut self) {
+        if self.data == Data::Flushing {
+            self.data = Data::Stable;
+        }
     }
 
     /// Changes the superblock; `then` comes out of [`Book::committed`] when the change is durable.
@@ -84,7 +116,7 @@ impl Book {
     /// The page to commit, when there is something to commit and no commit is under way. It belongs to the copy that the
     /// commit before did not write.
     pub(crate) fn next_commit(&mut self, op: impl FnOnce() -> OpId) -> Option<(OpId, MetaPage)> {
-        if self.committing.is_some() || self.version == self.durable() {
+        if self.committing.is_some() || self.version == self.durable() || self.data != Data::Stable {
             return None;
         }
         self.superblock.sequence += 1;
@@ -123,6 +155,7 @@ impl Book {
     pub(crate) fn abandon(&mut self) -> Vec<Then> {
         self.held = [self.version; 2];
         self.committing = None;
+        self.data = Data::Stable;
         self.waiting.drain(..).map(|(_, then)| then).collect()
     }
 }
@@ -134,6 +167,23 @@ mod tests {
 
     fn commit(book: &mut Book, op: u64) -> Option<u64> {
         book.next_commit(|| OpId(op)).map(|(_, page)| page.offset)
+    }
+
+    #[test]
+    fn a_generation_waits_for_the_data_it_vouches_for() {
+        let params =
+            FormatParams { instance: crate::units::DiskInstance(1), data_len: 1 << 20, ..FormatParams::default() };
+        let mut book = Book::new(params.superblock());
+        assert!(!book.begin_flush());
+        book.change(|superblock| superblock.lineage.advance(GenerationId(7)));
+        assert_eq!(commit(&mut book, 1), None, "not before the flush");
+        assert!(book.begin_flush() && !book.begin_flush());
+        book.change(|superblock| superblock.lineage.advance(GenerationId(8)));
+        book.flushed();
+        assert_eq!(commit(&mut book, 1), None, "the flush began before the second");
+        assert!(book.begin_flush());
+        book.flushed();
+        assert!(commit(&mut book, 1).is_some());
     }
 
     #[test]

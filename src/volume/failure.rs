@@ -12,6 +12,7 @@ use crate::condition::{DiskState, Role};
 use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, SendBody};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::{Effects, Volume};
 use crate::wire::Message;
@@ -78,13 +79,13 @@ impl Volume {
                 self.drop_link(now, peer, "this node's disk failed before the peer had everything".into(), out);
                 continue;
             }
-            crate::marks::reached("a primary goes on with its peer's disk");
             let generation = self.mint();
             self.book.change(|superblock| superblock.lineage.advance(generation));
             // From here on a write counts when the peer has it, in every mode.
             let last = self.log.last();
             self.peer_mut(peer).share_floor.get_or_insert(last);
             self.detaching = Some((peer, generation));
+            self.mark(Mark::Detached);
             self.send(peer, Message::Detached { generation }, None, out);
         }
         if self.detaching.is_none() {
@@ -112,7 +113,6 @@ impl Volume {
             superblock.peers[slot].full = true;
             superblock.lineage.advance(generation);
         });
-        self.flush_before_generation(out);
         let name = self.peer(peer).name.clone();
         Self::changed("generation", old, generation, format!("{name} lost its disk and goes on with this one"), out);
     }
@@ -134,6 +134,7 @@ impl Volume {
     /// The peer is lost before it has recorded it: no copy is left.
     pub(super) fn detach_lost(&mut self, peer: PeerNo, out: &mut Effects) {
         if self.detaching.is_some_and(|(to, _)| to == peer) {
+            self.mark(Mark::DetachLost);
             self.detaching = None;
             self.release_detached(out);
         }

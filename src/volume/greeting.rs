@@ -7,6 +7,7 @@
 use crate::condition::{Continuity, DiskState, Role};
 use crate::units::{ConnectionId, DiskInstance, GenerationId, Moment, PeerNo};
 use crate::volume::io::{Effect, Report};
+use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::reconcile::{SyncRule, Verdict, reconcile};
 use crate::volume::{Effects, Volume};
@@ -107,7 +108,7 @@ impl Volume {
         let (connection, said, theirs) = (*connection, **mine, theirs.clone());
         let fresh = Greeting { dirty_blocks: said.dirty_blocks, ..self.greeting(peer, *instance) };
         if fresh != said || !self.transition.is_none() {
-            crate::marks::reached("a state changes while a node greets");
+            self.mark(Mark::GreetedTooSoon);
             self.drop_link(now, peer, "this node's state changed while it greeted; it greets again".into(), out);
             return;
         }
@@ -123,9 +124,6 @@ impl Volume {
             return;
         };
         let (rule, verdict, theirs, connection) = (*rule, *verdict, theirs.clone(), *connection);
-        if matches!(rule, SyncRule::EqualSurvivor) {
-            crate::marks::reached("the copy that kept its cache is source");
-        }
         let expected = WireVerdict { rule: rule.number(), part: verdict.mirrored().number() };
         if heard != expected {
             let why = format!(

@@ -466,8 +466,12 @@ pub struct Snapshot {
     pub mode: Mode,
     /// Current generation.
     pub generation: GenerationId,
+    /// Former generations, youngest first.
+    pub history: [GenerationId; crate::generation::HISTORY_LEN],
     /// Term.
     pub term: Term,
+    /// Every write acknowledged from this term on is on this copy; of earlier ones that no flush covered some may be missing.
+    pub whole_since: Term,
     /// Peers, by slot.
     pub peers: Vec<PeerSnapshot>,
     /// Running resync.

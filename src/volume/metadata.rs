@@ -4,6 +4,7 @@
 //!
 //! - attach: modified bitmap pages, then the superblock with a new activity-log epoch; only then the first transaction;
 //! - eviction from the activity log: the bitmap pages of what is evicted, then the transaction;
+//! - a new generation: the data is flushed, then the superblock that names it;
 //! - a record's `full` mark is taken away when every page of its bitmap is durable.
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::meta::{MetaPage, activity_log};
 use crate::units::{Moment, OpId};
 use crate::volume::book::Then;
 use crate::volume::io::{DiskError, Effect};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Link;
 use crate::volume::{Effects, Op, Volume};
 
@@ -45,6 +47,7 @@ impl Volume {
             return;
         }
         if std::mem::take(&mut self.blank_log) {
+            self.mark(Mark::LogBlanked);
             let pages = activity_log::blank_pages(self.book.get().instance).collect();
             self.start_page_commit(pages, out);
             return;
@@ -83,6 +86,7 @@ impl Volume {
     fn pump_without_disk(&mut self, now: Moment, out: &mut Effects) {
         for then in self.book.abandon() {
             if matches!(then, Then::Demoted | Then::ShutDown | Then::Excluded(_)) {
+                self.mark(Mark::Abandoned);
                 self.durable(now, then, out);
             }
         }
@@ -92,9 +96,12 @@ impl Volume {
         if self.book.is_settled() {
             return;
         }
-        if self.generation_flush.is_some() {
-            crate::marks::reached("a generation waits for the data before it");
-            return;
+        // One at a time: a flush under way may have begun before what the newest generation vouches for was written.
+        if self.lineage_flush.is_none() && self.book.begin_flush() {
+            self.mark(Mark::GenerationWaited);
+            let op = self.begin(Op::LineageFlush);
+            self.lineage_flush = Some(op);
+            out.push(Effect::DiskFlush { op });
         }
         let ops = &mut self.ops;
         if let Some((op, page)) = self.book.next_commit(|| OpId(u64::from(ops.insert(Op::Superblock)))) {
@@ -121,7 +128,7 @@ impl Volume {
             })
             .collect();
         if self.bitmap_commit.is_some() || self.commit_bitmaps(now, needed, out) {
-            crate::marks::reached("the activity log waits for bitmap pages");
+            self.mark(Mark::EvictionWaited);
             return;
         }
         let updates: Vec<_> =
@@ -144,6 +151,9 @@ impl Volume {
         }
         if !self.hot.has_waiting() {
             self.hot.cool(activity_log::UPDATES_MAX);
+            if self.hot.has_waiting() {
+                self.mark(Mark::Cooled);
+            }
         }
     }
 
@@ -158,8 +168,8 @@ impl Volume {
         if self.bitmap_commit.is_some() {
             return;
         }
-        let urgent: Vec<bool> = self.peer_numbers().map(|p| self.wants_bitmap(p, now)).collect();
-        if urgent.contains(&true) {
+        if self.peer_numbers().any(|peer| self.wants_bitmap(peer, now)) {
+            let urgent: Vec<bool> = self.peer_numbers().map(|peer| self.wants_bitmap(peer, now)).collect();
             self.commit_bitmaps(now, self.modified_pages(|peer| urgent[peer]), out);
         }
         self.drop_full_marks();
@@ -297,11 +307,11 @@ impl Volume {
             Op::SegmentWrite(segment) => self.segment_written(now, segment, plain, out),
             Op::HostRead(request) => self.host_read_done(request, result, out),
             Op::LocalFlush { covers } => self.local_flushed(now, covers, plain, out),
-            Op::GenerationFlush => self.generation_flushed(now, op, plain, out),
             Op::ResyncRead { peer, connection, range } => {
                 self.resync_read_done(now, (peer, connection), range, result, out);
             }
             Op::StreamWrite { seq } => self.stream_written(now, seq, plain, out),
+            Op::LineageFlush => self.lineage_flushed(now, plain, out),
             Op::StreamFlush { covers } => self.stream_flushed(now, covers, plain, out),
             Op::PeerRead { peer, connection, id, len } => {
                 self.answer_peer_read((peer, connection), (id, len), result, out)
@@ -309,6 +319,15 @@ impl Volume {
             Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }
+        }
+    }
+
+    /// What a new generation vouches for is stable, or the disk has failed.
+    fn lineage_flushed(&mut self, now: Moment, result: Result<(), DiskError>, out: &mut Effects) {
+        self.lineage_flush = None;
+        match result {
+            Ok(()) => self.book.flushed(),
+            Err(error) => self.fail_local(now, "flush", error, out),
         }
     }
 

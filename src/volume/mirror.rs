@@ -12,6 +12,7 @@ use crate::condition::{DiskState, Mode, Role};
 use crate::units::{BufId, ByteRange, ConnectionId, Moment, PeerNo, Seq, Term};
 use crate::volume::book::Then;
 use crate::volume::io::{Effect, Report};
+use crate::volume::marks::Mark;
 use crate::volume::peer::{Exclusion, Link, Sync};
 use crate::volume::transfer_log::Cursor;
 use crate::volume::{Effects, Op, Volume};
@@ -96,6 +97,7 @@ impl Volume {
         assert!(link.cursor.is_none(), "a stream is opened once a link");
         link.cursor = Some(Cursor::joining(last));
         link.share_floor = waits.then_some(last);
+        link.sent = last;
         link.barrier_sent = Seq(last.0 - 1);
         link.backlog_bytes = 0;
         link.progress = now;
@@ -144,7 +146,7 @@ impl Volume {
                 if let Some(Sync::SourceRunning(outgoing)) = self.peer_mut(peer).sync_mut() {
                     outgoing.unwritten -= entry.range.len();
                 }
-            } else {
+            } else if entry.went_to(peer) {
                 let link = self.peer_mut(peer);
                 link.backlog_bytes = link.backlog_bytes.saturating_sub(entry.range.len());
             }
@@ -174,8 +176,11 @@ impl Volume {
             if entry.logged {
                 self.hot.release(entry.range);
             }
-            for peer in &mut self.peers {
+            for (number, peer) in (0..).map(PeerNo).zip(&mut self.peers) {
                 let Some(cursor) = peer.cursor.filter(|cursor| seq > cursor.joined) else { continue };
+                if !entry.went_to(number) {
+                    continue;
+                }
                 debug_assert!(cursor.stable >= seq, "only what is stable is popped");
                 if !peer.bitmap.is_empty() {
                     peer.bitmap.clear(entry.range);
@@ -202,6 +207,7 @@ impl Volume {
         let old_word = self.peer(peer).connection_word();
         let was_up = matches!(self.peer(peer).link, Link::Up { .. });
         self.forget_sync(peer);
+        self.mark_loss(peer);
         let link = self.peer_mut(peer);
         link.link = Link::Down;
         link.since = now;
@@ -223,12 +229,12 @@ impl Volume {
         self.transition_lost(peer, out);
         if self.peer(peer).exclusion.is_some() {
             // Lost again before it was done: the shares stay until it is.
-            crate::marks::reached("a peer is lost again before its exclusion is done");
+            self.mark(Mark::LostAgain);
             return;
         }
         if self.transition.has_ended() {
             // Whoever still waits is not answered: this node says nothing more that the peer may not know.
-            crate::marks::reached("a link is lost when the role is as good as given up");
+            self.mark(Mark::LostAtEnd);
             self.peer_mut(peer).share_floor = None;
             return;
         }
@@ -240,14 +246,31 @@ impl Volume {
         }
     }
 
+    /// Marks the moments in which a lost link is most dangerous.
+    fn mark_loss(&mut self, peer: PeerNo) {
+        let mark = match &self.peer(peer).link {
+            Link::Judging { .. } => Mark::LostJudging,
+            Link::Up { sync: Sync::TargetPreparing(_), .. } => Mark::LostPreparing,
+            Link::Up { sync: Sync::SourceClosing, .. } => Mark::LostClosing,
+            Link::Up { sync: Sync::SourceConfirming, .. } => Mark::LostConfirming,
+            Link::Up { sync: Sync::TargetClosing, .. } => Mark::LostFinishing,
+            _ => return,
+        };
+        self.mark(mark);
+    }
+
     /// What the peer acknowledged but may not have made stable, and what it may not even have: dirty.
     fn unstable_becomes_dirty(&mut self, peer: PeerNo, cursor: Cursor) {
         let entries: Vec<(Seq, crate::volume::transfer_log::Entry)> =
             self.log.above(cursor.stable.max(cursor.joined)).map(|(seq, entry)| (seq, *entry)).collect();
         for (seq, entry) in entries {
+            if !entry.went_to(peer) {
+                continue;
+            }
+            self.mark(Mark::UnstableDirty);
             self.peer_mut(peer).bitmap.set(entry.range);
             if entry.resync == Some(peer) && seq > cursor.written {
-                crate::marks::reached("a resync block is under way when its target is lost");
+                self.mark(Mark::ResyncLost);
                 self.release_range(entry.range);
             }
             if let Some(segment) = entry.segment.filter(|_| seq > cursor.written) {
@@ -270,7 +293,6 @@ impl Volume {
     /// Mints a generation that absent peers do not have.
     pub(super) fn leave_behind(&mut self, then: Option<Then>, why: &str, out: &mut Effects) {
         let next = self.mint();
-        self.flush_before_generation(out);
         let fresh = self.book.get().lineage.is_fresh();
         let absent: Vec<usize> = self
             .peer_numbers()
@@ -298,9 +320,8 @@ impl Volume {
     pub(super) fn excluded_durably(&mut self, peer: PeerNo, out: &mut Effects) {
         if let Some(exclusion) = &mut self.peer_mut(peer).exclusion {
             exclusion.durable = true;
-            if exclusion.allowed {
-                crate::marks::reached("an exclusion is allowed before its generation is durable");
-            }
+            let mark = if exclusion.allowed { Mark::ExcludedFirst } else { Mark::ExcludedLast };
+            self.mark(mark);
         }
         self.finish_exclusion(peer, out);
     }
@@ -349,15 +370,16 @@ impl Volume {
             let timeout = self.config.peer_timeout;
             let link = self.peer(peer);
             if now.since(link.heard) > timeout {
+                self.mark(Mark::PeerSilent);
                 let why = format!("nothing was heard from it for {} ms (peer_timeout)", timeout.as_millis());
                 self.drop_link(now, peer, why, out);
                 continue;
             }
-            if let Some(cursor) = link.cursor {
-                let owes = cursor.written < self.log.last() || cursor.stable < link.barrier_sent;
-                if !owes {
+            if link.cursor.is_some() {
+                if !link.owes() {
                     self.peer_mut(peer).progress = now;
                 } else if now.since(link.progress) > timeout {
+                    self.mark(Mark::PeerStuck);
                     let why = format!(
                         "it answers, but finished no write or flush for {} ms (peer_timeout); look at its disk",
                         timeout.as_millis()
@@ -382,12 +404,7 @@ impl Volume {
         }
         let silent = peer.heard.after(self.config.peer_timeout);
         let ping = peer.pinged.after(self.config.ping_interval);
-        let stalled = match peer.cursor {
-            Some(cursor) if cursor.written < self.log.last() || cursor.stable < peer.barrier_sent => {
-                Some(peer.progress.after(self.config.peer_timeout))
-            }
-            _ => None,
-        };
+        let stalled = peer.owes().then(|| peer.progress.after(self.config.peer_timeout));
         // One nanosecond later, since "longer than" is asked.
         let later = |moment: Moment| Moment(moment.0.saturating_add(1));
         Some([Some(later(silent)), Some(ping), stalled.map(later), ask].into_iter().flatten().min().unwrap_or(ping))
@@ -424,7 +441,7 @@ impl Volume {
                 continue;
             }
             if self.stream_will_change(range) {
-                crate::marks::reached("a peer's read waits for a write of the stream");
+                self.mark(Mark::PeerReadWaited);
                 self.peer_reads.push_back(read);
                 continue;
             }
@@ -486,7 +503,7 @@ impl Volume {
         // A datagram that was long on its way must not contradict what the link has told since.
         let known = self.term();
         if view.role == Role::Primary && view.term < known {
-            crate::marks::reached("an old heartbeat is not believed");
+            self.mark(Mark::OldHeartbeat);
             return;
         }
         self.peer_mut(peer).seen = Some((now, view));
@@ -495,7 +512,7 @@ impl Volume {
         let left_behind =
             view.base_for_you.is_some() && view.base_for_you == lineage.current && view.generation != lineage.current;
         if left_behind && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
-            crate::marks::reached("a secondary learns by heartbeat that it was left behind");
+            self.mark(Mark::HeartbeatTold);
             let goes = if view.role == Role::Primary { "is primary and goes" } else { "was primary and went" };
             let why = format!("{} {goes} on without this node", self.peer(peer).name);
             self.set_disk(DiskState::Outdated, &why, out);

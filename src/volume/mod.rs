@@ -18,7 +18,7 @@
 //! | `status` | what an operator sees |
 //!
 //! and the parts that they own: `requests`, `in_flight`, `hot_extents`, `transfer_log`, `book`, `peer`, `resync`,
-//! `reconcile`, `rule`.
+//! `reconcile`, `rule`, `marks`.
 //!
 //! # Invariants, checked by [`Volume::assert_invariants`] after every step of the simulator
 //!
@@ -35,6 +35,7 @@ mod greeting;
 mod hot_extents;
 mod in_flight;
 pub mod io;
+mod marks;
 mod metadata;
 mod mirror;
 mod peer;
@@ -87,7 +88,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 1 << 20, hole_len: 64 << 20 }
+        Self { log_entries: 65_536, unstable_bytes: 32 << 20, segment_len: 256 << 10, hole_len: 64 << 20 }
     }
 }
 
@@ -123,12 +124,28 @@ pub struct VolumeConfig {
 enum Op {
     SegmentWrite(SegmentId),
     HostRead(RequestId),
-    LocalFlush { covers: Seq },
-    GenerationFlush,
-    ResyncRead { peer: PeerNo, connection: ConnectionId, range: ByteRange },
-    StreamWrite { seq: Seq },
-    StreamFlush { covers: Seq },
-    PeerRead { peer: PeerNo, connection: ConnectionId, id: u64, len: u32 },
+    LocalFlush {
+        covers: Seq,
+    },
+    ResyncRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        range: ByteRange,
+    },
+    /// A generation is about to be committed.
+    LineageFlush,
+    StreamWrite {
+        seq: Seq,
+    },
+    StreamFlush {
+        covers: Seq,
+    },
+    PeerRead {
+        peer: PeerNo,
+        connection: ConnectionId,
+        id: u64,
+        len: u32,
+    },
     Superblock,
     LogCommit,
     BitmapCommit,
@@ -143,6 +160,8 @@ pub struct Volume {
     book: Book,
     role: Role,
     continuity: Continuity,
+    /// Every write acknowledged from this term on is here; of earlier ones that no flush covered some may be missing.
+    whole_since: Term,
     /// State of the generator of generation ids.
     entropy: u64,
     attached: bool,
@@ -176,14 +195,13 @@ pub struct Volume {
     log_writer: LogWriter,
     log_commit: LogCommit,
     bitmap_commit: Option<OpId>,
+    lineage_flush: Option<OpId>,
     bitmaps_flushed: Moment,
     swept: Moment,
     cooled: Moment,
     log: TransferLog,
     local: Cursor,
     local_flush: Option<OpId>,
-    /// What was written under the former generation is being made stable; the new one is not recorded before.
-    generation_flush: Option<OpId>,
     /// Make everything up to here stable, besides what flushes ask for.
     stable_goal: Seq,
     last_write: Moment,
@@ -206,6 +224,7 @@ pub struct Volume {
     mirrored_bytes: u64,
     resynced_bytes: u64,
     notes: Vec<String>,
+    marks: marks::Marks,
 }
 
 /// Requests that wait longer than this count as frozen.
@@ -238,6 +257,11 @@ impl Volume {
         let blank_log = notes.iter().any(|note| matches!(note, crate::meta::Note::LogUnusable(_)));
         let (al_slots, extent_len) = (superblock.al_slots, superblock.extent_len);
         let resume = config.resume_primary && superblock.was_primary && superblock.disk == DiskState::UpToDate;
+        // A copy that lost its cache may lack what was acknowledged and not flushed. In semisync a secondary may have been cut
+        // off between receiving a write, for which the primary has its word, and applying it.
+        let lost = continuity == Continuity::Lost
+            || (config.mode == Mode::SemiSync && continuity != Continuity::Clean && !superblock.was_primary);
+        let whole_since = if lost { superblock.term.next() } else { superblock.term };
         let start = Seq(1);
         Self {
             layout,
@@ -247,6 +271,7 @@ impl Volume {
             book: Book::new(superblock),
             role: Role::Secondary,
             continuity,
+            whole_since,
             entropy,
             attached: false,
             attaching: false,
@@ -266,13 +291,13 @@ impl Volume {
             hot: HotExtents::new(al_slots, extent_len),
             log_commit: LogCommit::Idle,
             bitmap_commit: None,
+            lineage_flush: None,
             bitmaps_flushed: Moment(0),
             swept: Moment(0),
             cooled: Moment(0),
             log: TransferLog::new(config.limits.log_entries, start),
             local: Cursor::joining(start),
             local_flush: None,
-            generation_flush: None,
             stable_goal: Seq(0),
             last_write: Moment(0),
             host_active: Moment(0),
@@ -290,6 +315,7 @@ impl Volume {
             mirrored_bytes: 0,
             resynced_bytes: 0,
             notes: notes.iter().map(ToString::to_string).collect(),
+            marks: marks::Marks::default(),
             config,
         }
     }
@@ -351,6 +377,12 @@ impl Volume {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.role == Role::Primary
+    }
+
+    /// The generation under which requests are acknowledged now.
+    #[must_use]
+    pub fn generation(&self) -> GenerationId {
+        self.book.get().lineage.current
     }
 
     /// Everything that follows from the state, whatever input led to it.
@@ -419,6 +451,10 @@ impl Volume {
         if let Some(connection) = self.peer(peer).connection() {
             out.push(Effect::Send { peer, connection, term: self.term(), message, body });
         }
+    }
+
+    fn mark(&mut self, mark: marks::Mark) {
+        self.marks.set(mark);
     }
 
     fn note(text: impl Into<String>, warning: bool, out: &mut Effects) {

@@ -114,6 +114,8 @@ pub(crate) struct Peer {
     pub(crate) share_floor: Option<Seq>,
     /// Bytes sent that it has not written yet.
     pub(crate) backlog_bytes: u64,
+    /// The last number sent to it. Numbers between two that were sent went to other peers.
+    pub(crate) sent: Seq,
     /// Last write that a barrier was sent for.
     pub(crate) barrier_sent: Seq,
     /// Going on without it is under way.
@@ -153,6 +155,7 @@ impl Peer {
             cursor: None,
             share_floor: None,
             backlog_bytes: 0,
+            sent: Seq(0),
             barrier_sent: Seq(0),
             exclusion: None,
             standalone: false,
@@ -220,6 +223,11 @@ impl Peer {
             self.sync(),
             Some(Sync::TargetOffering | Sync::TargetPreparing(_) | Sync::TargetRunning(_) | Sync::TargetClosing)
         )
+    }
+
+    /// True while writes or barriers are on their way of which the peer has not said that they are done.
+    pub(crate) fn owes(&self) -> bool {
+        self.cursor.is_some_and(|cursor| cursor.written < self.sent || cursor.stable < self.barrier_sent)
     }
 
     /// A heartbeat not older than `age`.

@@ -12,6 +12,8 @@ use crate::condition::{Mode, Role};
 use crate::units::{BLOCK_SIZE, BufId, ByteRange, Moment, PeerNo, Seq, SessionId};
 use crate::volume::hot_extents::Acquired;
 use crate::volume::io::{BufSlice, DiskError, Effect, HostError, HostOp, SendBody};
+use crate::volume::marks::Mark;
+use crate::volume::peer::Sync;
 use crate::volume::requests::{Change, Request, RequestId, Segment, SegmentId, Stage};
 use crate::volume::transfer_log::Entry;
 use crate::volume::{Effects, Op, Volume};
@@ -118,7 +120,6 @@ impl Volume {
                 Admission::Launched => {}
                 Admission::Warming => self.warming.push_back(segment),
                 Admission::Conflict => {
-                    crate::marks::reached("a write waits for a range that another holds");
                     self.conflicted.push_back(segment);
                 }
             }
@@ -129,9 +130,12 @@ impl Volume {
         let segment = *self.segments.get(id);
         let held = self.held_range(segment.range);
         if self.in_flight.is_held(held) {
+            self.mark(Mark::RangeHeld);
             return Admission::Conflict;
         }
-        if !self.log_has_room() || !self.backlog_has_room(now, segment.range.len()) {
+        let log_full = !self.log_has_room_for_host();
+        if log_full || !self.backlog_has_room(now, segment.range.len()) {
+            self.mark(if log_full { Mark::LogFull } else { Mark::BacklogFull });
             self.stable_goal = self.log.last();
             return Admission::NoRoom;
         }
@@ -142,6 +146,7 @@ impl Volume {
         }
         match self.hot.acquire(segment.range) {
             Acquired::Full => {
+                self.mark(Mark::HotFull);
                 self.stable_goal = self.log.last();
                 Admission::NoRoom
             }
@@ -161,6 +166,12 @@ impl Volume {
     /// True when one more write, or block of a resync, finds a place in the log.
     pub(super) fn log_has_room(&self) -> bool {
         self.log.len() + self.warming.len() + self.runs_reading < self.config.limits.log_entries
+    }
+
+    /// The same for a write of the host: a resync always finds one place, or a busy host would starve it.
+    fn log_has_room_for_host(&self) -> bool {
+        let resync = self.peers.iter().any(|peer| matches!(peer.sync(), Some(Sync::SourceRunning(_))));
+        self.log.len() + self.warming.len() + self.runs_reading + usize::from(resync) < self.config.limits.log_entries
     }
 
     /// What a writer of `range` keeps others out of: whole blocks, since a disk without smaller writes reads and
@@ -195,10 +206,11 @@ impl Volume {
             if link.share_floor.is_some() {
                 shares += 1;
             }
-            if let Some(cursor) = link.cursor {
-                if cursor.written.next() == seq {
+            if link.cursor.is_some() {
+                if !link.owes() {
                     link.progress = now;
                 }
+                link.sent = seq;
                 copies += 1;
                 link.backlog_bytes += range.len();
                 self.mirrored_bytes += range.len();
@@ -343,6 +355,7 @@ impl Volume {
                     true,
                     out,
                 );
+                self.mark(Mark::ReadElsewhere);
                 self.read_remotely(id, out);
             }
         }

@@ -15,8 +15,10 @@ use crate::generation::Lineage;
 use crate::units::{Moment, PeerNo, Term, Ticket};
 use crate::volume::book::Then;
 use crate::volume::io::{Command, Discard, Effect, HostError, Refusal, Report};
+use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::rule::Rule;
+use crate::volume::transfer_log::Cursor;
 use crate::volume::{Effects, Volume};
 use crate::wire::Message;
 
@@ -247,13 +249,16 @@ impl Volume {
         let term = self.term().next();
         let linked = self.peer_numbers().find(|&p| matches!(self.peer(p).link, Link::Up { .. }));
         match linked {
-            Some(peer) => {
-                self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
-                self.send(peer, Message::Claim { term }, None, out);
-            }
+            Some(peer) => self.claim(now, ticket, term, peer, out),
             None => self.take_role(now, ticket, term, out),
         }
         Ok(())
+    }
+
+    /// Asks a peer for consent; whoever is linked is asked, one after the other.
+    fn claim(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, peer: PeerNo, out: &mut Effects) {
+        self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
+        self.send(peer, Message::Claim { term }, None, out);
     }
 
     /// Makes being primary at `term` durable.
@@ -264,7 +269,7 @@ impl Volume {
             .filter(|&p| self.peer(p).connection().is_some() && !matches!(self.peer(p).link, Link::Up { .. }))
             .collect();
         for peer in greeting {
-            crate::marks::reached("a promotion meets a link that greets");
+            self.mark(Mark::PromotedGreeting);
             self.drop_link(now, peer, "this node is becoming primary; both greet again".into(), out);
         }
         let fresh = self.book.get().lineage.is_fresh();
@@ -274,8 +279,8 @@ impl Volume {
             .any(|p| !matches!(self.peer(p).link, Link::Up { .. }) && !self.record(p).base.is_some());
         if !good && !fresh {
             // The copy lacks writes that its current generation may stand for. It must not pass for their descendant.
+            self.mark(Mark::Forced);
             let next = self.mint();
-            self.flush_before_generation(out);
             let history = self.book.get().lineage.history;
             let slots: Vec<usize> = self.peer_numbers().map(|p| self.slot(p)).collect();
             self.book.change(|superblock| {
@@ -304,6 +309,8 @@ impl Volume {
         let Transition::Promoting { ticket } = self.transition else { return };
         self.transition = Transition::None;
         self.role = Role::Primary;
+        // What this node wrote as secondary may still be in the disk's cache: the first flush really flushes.
+        self.local = Cursor::joining(self.log.last());
         self.stream = None;
         self.resume = false;
         self.resolved();
@@ -330,6 +337,7 @@ impl Volume {
     /// A node that was primary when it stopped becomes primary again when its peer is there, is secondary and consents.
     pub(super) fn try_to_resume(&mut self, now: Moment, out: &mut Effects) {
         if self.resume && self.promote(now, None, false, false, out).is_ok() {
+            self.mark(Mark::Resumed);
             Self::note("this node was primary when it stopped, and asks to be primary again", false, out);
         }
     }
@@ -359,6 +367,7 @@ impl Volume {
             return;
         }
         if let Transition::Claiming { ticket, .. } = self.transition {
+            self.mark(Mark::ClaimsCrossed);
             self.transition = Transition::None;
             let result = Err(refusal(
                 Rule::PeerGoesFirst,
@@ -377,7 +386,11 @@ impl Volume {
     pub(super) fn granted(&mut self, now: Moment, from: PeerNo, granted: Term, out: &mut Effects) {
         match self.transition {
             Transition::Claiming { ticket, term, peer, .. } if (term, peer) == (granted, from) => {
-                self.take_role(now, ticket, term, out)
+                let next = self.peer_numbers().find(|&p| p > from && matches!(self.peer(p).link, Link::Up { .. }));
+                match next {
+                    Some(peer) => self.claim(now, ticket, term, peer, out),
+                    None => self.take_role(now, ticket, term, out),
+                }
             }
             _ => {}
         }
@@ -400,8 +413,8 @@ impl Volume {
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result }));
             }
             Transition::Offering { ticket, term, .. } if term == denied => {
-                crate::marks::reached("a declined role is taken back");
                 self.transition = Transition::None;
+                self.mark(Mark::OfferDenied);
                 let why = refusal(rule, format!("{name} did not take the role"), "This node takes it back");
                 out.push(Effect::Answer { ticket, result: Err(why) });
                 self.resume = true;
@@ -523,6 +536,7 @@ impl Volume {
                 }
             }
             Transition::Claiming { ticket, peer, .. } if overdue => {
+                self.mark(Mark::ClaimOverdue);
                 self.transition = Transition::None;
                 let name = self.peer(peer).name.clone();
                 let why = refusal(
@@ -587,6 +601,7 @@ impl Volume {
     }
 
     fn resume_service(&mut self, now: Moment, ticket: Ticket, out: &mut Effects) {
+        self.mark(Mark::DrainOverdue);
         self.transition = Transition::None;
         let why = refusal(
             Rule::Busy,
@@ -640,6 +655,7 @@ impl Volume {
     }
 
     fn offer_lost(&mut self, ticket: Ticket, peer: PeerNo, out: &mut Effects) {
+        self.mark(Mark::OfferLost);
         self.transition = Transition::None;
         let name = self.peer(peer).name.clone();
         let why = refusal(

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use crate::condition::Role;
 use crate::units::{BufId, ByteRange, Moment, PeerNo, Seq, Term};
 use crate::volume::io::{BufSlice, DiskError, Effect};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::requests::Change;
 use crate::volume::{Effects, Op, Volume};
@@ -84,7 +85,9 @@ impl Volume {
     pub(super) fn stream_started(&mut self, now: Moment, peer: PeerNo, term: Term, after: Seq, out: &mut Effects) {
         let fits =
             matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetRunning(_) | Sync::TargetPreparing(_)));
-        if self.role == Role::Primary || !fits || !self.stream_is_idle() || term < self.term() {
+        // A source that is not primary, and was granted a newer term while its word was under way, is no old primary.
+        let old = term < self.term() && self.peer(peer).role != Some(Role::Secondary);
+        if self.role == Role::Primary || !fits || !self.stream_is_idle() || old {
             let why =
                 format!("protocol error: it starts a stream at term {term}, which does not fit this node's state");
             self.drop_link(now, peer, why, out);
@@ -108,6 +111,8 @@ impl Volume {
         }
         if self.stream_is_idle() {
             self.stream = None;
+        } else {
+            self.mark(Mark::StreamOutlived);
         }
     }
 
@@ -169,14 +174,21 @@ impl Volume {
     }
 
     fn barrier_heard(&mut self, now: Moment, peer: PeerNo, seq: Seq, ordered: bool, out: &mut Effects) {
+        let mut passed = false;
         match &mut self.stream {
-            Some(stream) if stream.peer == peer && seq == stream.received => {
+            Some(stream) if stream.peer == peer && seq >= stream.received => {
+                // Numbers that did not come here are a resync's of another peer.
+                passed = seq > stream.received;
+                stream.received = seq;
                 stream.barrier = seq;
                 if ordered && stream.stable < seq {
                     stream.fence = Some(seq);
                 }
             }
             _ => self.drop_link(now, peer, format!("protocol error: barrier {seq} does not fit the stream"), out),
+        }
+        if passed {
+            self.mark(Mark::NumbersPassed);
         }
     }
 
@@ -188,6 +200,9 @@ impl Volume {
         }
         while stream.items.front().is_some_and(|item| item.stage == Applied::Written) {
             stream.written = stream.items.pop_front().expect("looked at").seq;
+        }
+        if stream.items.is_empty() {
+            stream.written = stream.received;
         }
         let wants_flush = stream.barrier > stream.stable && stream.written >= stream.barrier.min(stream.received);
         if wants_flush && !stream.flushing && self.local_ok {
@@ -209,13 +224,13 @@ impl Volume {
                 continue;
             }
             if stream.fence.is_some_and(|fence| seq > fence) {
-                crate::marks::reached("a write of the stream waits for an ordered barrier");
+                self.mark(Mark::StreamFenced);
                 break;
             }
             let held = self.held_range(range);
             // An earlier write that waits must not be overtaken by a later one of the same bytes.
             if blocked.iter().any(|earlier| earlier.overlaps(held)) || !self.in_flight.try_hold(held) {
-                crate::marks::reached("a write of the stream waits for an earlier one");
+                self.mark(Mark::StreamWaited);
                 blocked.push(held);
                 continue;
             }

@@ -17,6 +17,7 @@ use crate::meta::Page;
 use crate::units::{BLOCK_SIZE, BufId, ByteRange, ConnectionId, GenerationId, Moment, PeerNo};
 use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, Report, ResyncView, SendBody};
+use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::resync::Outgoing;
 use crate::volume::transfer_log::Entry;
@@ -106,9 +107,17 @@ impl Volume {
 
     fn read_run(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) -> bool {
         let host_active = self.host_active;
-        // Half of the log stays free for the host.
-        if self.log.is_crowded() || !self.log_has_room() || !self.local_ok || self.transition.holds_requests() {
+        if !self.log_has_room() || !self.local_ok || self.transition.holds_requests() {
             return false;
+        }
+        // Half of the log stays free for the host; one run at a time may go on even when the host fills it.
+        let none_under_way =
+            matches!(self.peer(peer).sync(), Some(Sync::SourceRunning(o)) if o.reading + o.unstable == 0);
+        if self.log.is_crowded() {
+            if !none_under_way {
+                return false;
+            }
+            self.mark(Mark::ResyncCrowded);
         }
         let segment_blocks = (self.config.limits.segment_len / BLOCK_SIZE).max(1);
         let connection = self.peer(peer).connection().expect("the link is up");
@@ -128,6 +137,7 @@ impl Volume {
         let range = ByteRange::new(start, (blocks * BLOCK_SIZE).min(self.data_len - start));
         outgoing.from_block = block + blocks;
         if !self.in_flight.try_hold(range) {
+            self.mark(Mark::ResyncYielded);
             return true;
         }
         outgoing.took(range.len());
@@ -152,6 +162,7 @@ impl Volume {
         let buf = match result {
             Ok(buf) if running => buf,
             Ok(buf) => {
+                self.mark(Mark::ResyncReadLate);
                 Self::release(buf, out);
                 self.release_range(range);
                 return;
@@ -175,7 +186,9 @@ impl Volume {
         self.local.received = self.local.written;
         self.last_write = now;
         self.resynced_bytes += range.len();
-        if let Some(Sync::SourceRunning(outgoing)) = self.peer_mut(peer).sync_mut() {
+        let link = self.peer_mut(peer);
+        link.sent = seq;
+        if let Some(Sync::SourceRunning(outgoing)) = link.sync_mut() {
             outgoing.sent(range.len());
         }
         // Zeros are said, not sent: a thin device stays thin, and a thin link has less to carry.

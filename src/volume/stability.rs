@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::condition::Mode;
-use crate::units::{Moment, OpId, Seq};
+use crate::units::{Moment, Seq};
 use crate::volume::io::{DiskError, Effect};
 use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
@@ -79,7 +79,7 @@ impl Volume {
         for peer in self.peer_numbers() {
             let link = self.peer_mut(peer);
             if link.cursor.is_some() && link.barrier_sent < wanted {
-                link.barrier_sent = last;
+                (link.barrier_sent, link.sent) = (last, last);
                 self.send(peer, Message::Barrier { seq: last, ordered }, None, out);
             }
         }
@@ -91,33 +91,6 @@ impl Volume {
         match result {
             Ok(()) => self.local.stable = self.local.stable.max(covers),
             Err(error) => self.fail_local(now, "flush", error, out),
-        }
-    }
-
-    /// Everything written so far becomes stable before the generation just minted is recorded. A peer that is left behind at the
-    /// former generation will be overwritten with what this copy holds: were the new generation durable and the data not, a
-    /// power loss here would take writes with it that the peer still has.
-    pub(super) fn flush_before_generation(&mut self, out: &mut Effects) {
-        if self.local_ok {
-            let op = self.begin(Op::GenerationFlush);
-            self.generation_flush = Some(op);
-            out.push(Effect::DiskFlush { op });
-        }
-    }
-
-    /// What was written before the generation was minted is stable, or the disk failed to make it so.
-    pub(super) fn generation_flushed(
-        &mut self,
-        now: Moment,
-        op: OpId,
-        result: Result<(), DiskError>,
-        out: &mut Effects,
-    ) {
-        if self.generation_flush == Some(op) {
-            self.generation_flush = None;
-        }
-        if let Err(error) = result {
-            self.fail_local(now, "flush", error, out);
         }
     }
 

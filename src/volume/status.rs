@@ -16,7 +16,9 @@ impl Volume {
             disk: superblock.disk,
             mode: self.config.mode,
             generation: superblock.lineage.current,
+            history: superblock.lineage.history,
             term: superblock.term,
+            whole_since: self.whole_since,
             peers: self.peer_numbers().map(|peer| self.peer_snapshot(now, peer)).collect(),
             resync: self.peer_numbers().find_map(|peer| self.resync_view(now, peer)),
             frozen: self
@@ -145,6 +147,11 @@ impl Volume {
             && self.log.len() == 0
             && self.stream_is_idle()
             && self.book.is_settled()
+    }
+
+    /// Names of the subtle branches that this machine has been through.
+    pub fn marks(&self) -> impl Iterator<Item = &'static str> {
+        self.marks.names()
     }
 
     /// Checks what must hold between two steps.

@@ -8,6 +8,7 @@ use crate::condition::{DiskState, Role};
 use crate::units::{GenerationId, Moment, PeerNo};
 use crate::volume::book::Then;
 use crate::volume::io::SendBody;
+use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::resync::Incoming;
 use crate::volume::{Effects, Volume};
@@ -18,7 +19,7 @@ impl Volume {
         let name = self.peer(peer).name.clone();
         let own = self.peer(peer).bitmap.count();
         if own > 0 && !self.book.get().lineage.is_fresh() {
-            crate::marks::reached("a target brings dirty blocks of its own");
+            self.mark(Mark::TargetDirty);
             let text = format!(
                 "{own} blocks ({} MiB) that changed here since both copies were equal will be overwritten with {name}'s",
                 own * 4 / 1024
@@ -62,7 +63,7 @@ impl Volume {
                 self.drop_link(now, peer, "protocol error: a resync without a generation".into(), out);
                 return;
             }
-            crate::marks::reached("a source minted since it greeted");
+            self.mark(Mark::MintedSince);
             lineage.advance(generation);
         }
         let total = dirty_blocks.saturating_mul(crate::units::BLOCK_SIZE);
@@ -101,6 +102,8 @@ impl Volume {
             superblock.was_primary = false;
             superblock.peers[slot].base = GenerationId::NONE;
         });
+        // What the source was given in earlier terms and lost, this copy lacks now, too.
+        self.whole_since = self.term();
         self.resolved();
     }
 

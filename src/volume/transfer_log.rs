@@ -49,6 +49,13 @@ pub(crate) struct Entry {
     pub(crate) resync: Option<PeerNo>,
 }
 
+impl Entry {
+    /// True when a peer that takes part was sent this.
+    pub(crate) fn went_to(&self, peer: PeerNo) -> bool {
+        self.resync.is_none_or(|target| target == peer)
+    }
+}
+
 /// The log.
 #[derive(Clone, Debug)]
 pub(crate) struct TransferLog {

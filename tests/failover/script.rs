@@ -9,7 +9,7 @@
 //! pause a 10s                    it is stopped, and goes on later
 //! cut link | cut beats | cut a>b the data link; all heartbeats; heartbeats in one direction
 //! heal                           all cuts end
-//! arbiter down [a] | up | slow 2s
+//! arbiter down [a] | up | slow 2s | answers a 900ms
 //! fence off|nothing|outdated|primary     what the next fence says (off: it really is)
 //! agent dead|behind|alive|nothing        what the next agent says
 //! disk a outdated|inconsistent|diverged|failed|stalled
@@ -122,6 +122,7 @@ impl Script {
                 (world.arbiter_up, world.arbiter_delay) = ([true; 2], Duration::from_millis(1));
             }
             ["arbiter", "slow", time] => self.world().arbiter_delay = duration(time) / 2,
+            ["arbiter", "answers", who, time] => self.world().answer_delay[node(who)] = duration(time),
             ["fence" | "agent", word] => {
                 self.world().proof = match *word {
                     "off" => ProofWord::Off,

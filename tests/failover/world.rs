@@ -179,6 +179,8 @@ pub(crate) struct World<F> {
     cut_until: u64,
     pub(crate) arbiter_up: [bool; 2],
     pub(crate) arbiter_delay: Duration,
+    /// Its answers to a node take so much longer.
+    pub(crate) answer_delay: [Duration; 2],
     link: Option<u64>,
     links: u64,
     dying: bool,
@@ -235,6 +237,7 @@ impl<F: Fate> World<F> {
             cut_until: 0,
             arbiter_up: [true; 2],
             arbiter_delay: Duration::from_millis(1),
+            answer_delay: [Duration::ZERO; 2],
             link: None,
             links: 0,
             dying: false,
@@ -625,7 +628,7 @@ impl<F: Fate> World<F> {
         };
         if answered {
             let input = Box::new(Input::Arbiter { ask, answer });
-            self.at(self.arbiter_delay, Event::Give { node, life, input });
+            self.at(self.arbiter_delay + self.answer_delay[node], Event::Give { node, life, input });
         }
     }
 

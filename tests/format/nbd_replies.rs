@@ -34,10 +34,18 @@ fn simple(error: u8) -> Vec<u8> {
 #[test]
 fn success_without_data() {
     assert_eq!(bytes(reply::success(to(Mode::Simple))), simple(0));
-    assert_eq!(bytes(reply::success(to(Mode::Structured))), structured(1, 0, &[], 0));
+    assert_eq!(bytes(reply::success(to(Mode::Structured))), simple(0));
     assert_eq!(bytes(reply::success(to(Mode::Extended))), extended(1, 0, &[], 0));
-    assert_eq!(reply::success(to(Mode::Structured)).as_slice().len(), 20);
     assert_eq!(reply::success(to(Mode::Extended)).as_slice().len(), 32);
+}
+
+/// A read is answered with a chunk even if it asks for nothing.
+#[test]
+fn success_with_no_bytes() {
+    assert_eq!(bytes(reply::nothing(to(Mode::Simple))), simple(0));
+    assert_eq!(bytes(reply::nothing(to(Mode::Structured))), structured(1, 0, &[], 0));
+    assert_eq!(bytes(reply::nothing(to(Mode::Extended))), extended(1, 0, &[], 0));
+    assert_eq!(reply::nothing(to(Mode::Structured)).as_slice().len(), 20);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What must be true, always or when it is quiet.
 
+use std::collections::BTreeSet;
+
 use repblk::condition::{DiskState, Mode, Role};
 use repblk::units::{BLOCK_SIZE, Term};
-use repblk::volume::io::Snapshot;
+use repblk::volume::io::{PeerSnapshot, PeerView};
 
 use crate::client::Orphan;
-use crate::node::{PEER, letter};
+use crate::node::{NODES_MAX, letter, others, peer_no};
 use crate::stamp;
 use crate::swarm::{MS, SECOND};
 use crate::trace::trace;
@@ -18,16 +20,18 @@ const _: () = assert!(BLOCK_SIZE == 4096);
 /// What checkers remember from one event to the next.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
-    /// Each node counted the other in sync when last looked at.
-    in_sync: [Option<bool>; 2],
+    /// Each node counted each other in sync when last looked at.
+    in_sync: [[Option<bool>; NODES_MAX]; NODES_MAX],
     /// The highest term under which anything was acknowledged, and by whom.
     acknowledged: (Term, usize),
     /// Changes whose clients are gone, by node.
-    pub(crate) orphans: [Vec<Orphan>; 2],
+    pub(crate) orphans: [Vec<Orphan>; NODES_MAX],
     /// Versions that a node's machine is done with without an acknowledgement.
-    pub(crate) loose: [Vec<u32>; 2],
+    pub(crate) loose: [Vec<u32>; NODES_MAX],
     /// A machine has reported a split brain.
     pub(crate) split_brain: bool,
+    /// Blocks in which each copy differs from node A's, as readers see them, at the last look.
+    differing: [BTreeSet<usize>; NODES_MAX],
     /// The operator has made two lines of data: what clients read is not checked any more.
     pub(crate) forked: bool,
 }
@@ -35,8 +39,13 @@ pub(crate) struct Memory {
 impl Memory {
     /// A node's process is no more.
     pub(crate) fn forget(&mut self, node: usize) {
-        self.in_sync[node] = None;
+        self.in_sync[node] = [None; NODES_MAX];
     }
+}
+
+/// True when a node counts a peer in sync and mirrors to it, or could.
+fn equal(peer: &PeerSnapshot) -> bool {
+    !peer.base.is_some() && peer.replication == "established" && peer.out_of_sync_bytes == 0
 }
 
 impl World {
@@ -48,13 +57,19 @@ impl World {
             // It does not know what it lacks when it comes back: only its peer may say that it is whole again.
             self.operator.excluded[node] = true;
         }
-        let peer = &snapshot.peers[0];
-        let in_sync = !peer.base.is_some() && peer.replication == "established" && peer.out_of_sync_bytes == 0;
-        let was = self.memory.in_sync[node].replace(in_sync);
-        if in_sync && was == Some(false) {
-            self.mark("joined");
-            self.history.joined(node, 1 - node, self.options.mode != Mode::Async);
-            self.operator.excluded[1 - node] = false;
+        if snapshot.role == Role::Primary && snapshot.peers.iter().any(|peer| peer.connection == "connected") {
+            // Whoever is linked to it has consented to what it has.
+            self.operator.excluded[node] = false;
+        }
+        for other in others(node, self.nodes.len()) {
+            let in_sync = equal(&snapshot.peers[usize::from(peer_no(node, other).0)]);
+            let was = self.memory.in_sync[node][other].replace(in_sync);
+            if in_sync && was == Some(false) {
+                self.mark("joined");
+                self.history.joined(node, other, self.options.mode != Mode::Async);
+                self.operator.excluded[other] = false;
+                self.operator.exchanged[other] = false;
+            }
         }
     }
 
@@ -63,25 +78,27 @@ impl World {
         if self.memory.forked {
             return;
         }
-        let snapshot = self.nodes[node].snapshot(self.now).expect("it has just answered");
+        let present = self.nodes[node].term().expect("it has just answered");
         let (term, by) = self.memory.acknowledged;
         assert!(
-            snapshot.term > term || snapshot.term == term && by == node,
-            "node {} acknowledges at term {} after node {} did at term {term}",
+            present > term || present == term && by == node,
+            "node {} acknowledges at term {present} after node {} did at term {term}",
             letter(node),
-            snapshot.term,
             letter(by),
         );
-        self.memory.acknowledged = (snapshot.term, node);
+        self.memory.acknowledged = (present, node);
     }
 
     /// A client was given an error: some disk must have failed, in a way that leaves nobody to serve it.
     pub(crate) fn error_excused(&mut self, node: usize) {
         self.mark("client error");
         assert!(self.nodes[node].disk.ever_failed, "a client of node {} got EIO, and its disk is good", letter(node));
-        let peer_good = self.nodes[1 - node].disk_is(DiskState::UpToDate, self.now);
-        let linked = self.nodes[node].snapshot(self.now).is_some_and(|s| s.peers[0].connection == "connected");
-        let peer_failed = self.nodes[1 - node].disk.ever_failed;
+        let mut near = others(node, self.nodes.len());
+        let peer_good = near.clone().any(|other| self.nodes[other].disk_is(DiskState::UpToDate));
+        let linked = self.nodes[node]
+            .snapshot(self.now)
+            .is_some_and(|s| s.peers.iter().any(|peer| peer.connection == "connected"));
+        let peer_failed = near.any(|other| self.nodes[other].disk.ever_failed);
         assert!(
             !(peer_good && linked) || peer_failed,
             "a client of node {} got EIO while the peer is good",
@@ -91,7 +108,7 @@ impl World {
 
     /// The checkers that look at any time.
     pub(crate) fn check_now(&mut self) {
-        for node in 0..2 {
+        for node in 0..self.nodes.len() {
             if self.nodes[node].snapshot(self.now).is_some_and(|s| s.requests == 0) {
                 for orphan in std::mem::take(&mut self.memory.orphans[node]) {
                     self.history.loose(orphan.version());
@@ -99,47 +116,80 @@ impl World {
                 }
             }
         }
-        if let Some(why) = self.uncovered() {
-            panic!("{why}\n  {}", self.summary());
+        self.compare();
+        for other in others(0, self.nodes.len()) {
+            if let Some(why) = self.uncovered(other) {
+                panic!("{why}\n  {}", self.summary());
+            }
         }
         if self.idle() {
             self.check_idle();
         }
     }
 
+    /// Keeps account of the blocks that differ: only what was touched is compared again.
+    fn compare(&mut self) {
+        let touched: Vec<usize> = self.nodes.iter_mut().flat_map(|n| n.disk.data.take_touched()).collect();
+        let (first, rest) = self.nodes.split_first().expect("there are nodes");
+        let a = first.disk.data.view();
+        let mut last = usize::MAX;
+        for sector in touched {
+            let block = sector / BLOCK_SECTORS;
+            if block == last {
+                continue;
+            }
+            last = block;
+            let sectors = block * BLOCK_SECTORS..((block + 1) * BLOCK_SECTORS).min(a.len());
+            for (other, node) in rest.iter().enumerate() {
+                let differing = &mut self.memory.differing[other + 1];
+                if a[sectors.clone()] == node.disk.data.view()[sectors.clone()] {
+                    differing.remove(&block);
+                } else {
+                    differing.insert(block);
+                }
+            }
+        }
+    }
+
     /// Checker 3: a block that differs, and that nobody is writing, has a record that says so.
-    fn uncovered(&self) -> Option<String> {
-        if self.memory.forked || !self.operator.is_founded() {
+    fn uncovered(&self, other: usize) -> Option<String> {
+        let differing = &self.memory.differing[other];
+        if self.memory.forked || !self.operator.is_founded() || differing.is_empty() {
             return None;
         }
-        let [a, b] = &self.nodes;
+        let (a, b) = (&self.nodes[0], &self.nodes[other]);
         let (va, vb) = (&a.process.as_ref()?.volume, &b.process.as_ref()?.volume);
-        let (sa, sb) = (a.snapshot(self.now)?, b.snapshot(self.now)?);
+        let (sa, sb) = (a.view(other)?, b.view(0)?);
         if sa.disk == DiskState::Failed || sb.disk == DiskState::Failed {
             return None;
         }
         // Neither is at the generation at which the other left it behind: when they meet, every block counts.
-        let meets = |mine: &Snapshot, theirs: &Snapshot| mine.peers[0].base == theirs.generation;
+        let meets = |mine: &PeerView, theirs: &PeerView| mine.base_for_you == theirs.generation;
         if sa.generation != sb.generation && !meets(&sa, &sb) && !meets(&sb, &sa) {
             return None;
         }
         let (da, db) = (a.disk.data.view(), b.disk.data.view());
-        let mut busy: Option<Vec<usize>> = None;
-        for (block, (x, y)) in da.chunks(BLOCK_SECTORS).zip(db.chunks(BLOCK_SECTORS)).enumerate() {
-            if x == y {
-                continue;
-            }
+        let mut busy: Option<BTreeSet<usize>> = None;
+        let (to_b, to_a) = (peer_no(0, other), peer_no(other, 0));
+        for &block in differing {
             let number = block as u64;
-            if va.covers(PEER, number) || vb.covers(PEER, number) {
+            if va.covers(to_b, number) || vb.covers(to_a, number) {
                 continue;
             }
             let busy = busy.get_or_insert_with(|| {
                 let in_flight = a.disk.sectors_in_flight().chain(b.disk.sectors_in_flight());
                 in_flight.map(|sector| sector / BLOCK_SECTORS).collect()
             });
-            if !busy.contains(&block) {
+            let sectors = block * BLOCK_SECTORS..((block + 1) * BLOCK_SECTORS).min(da.len());
+            let unexplained = sectors.clone().any(|s| self.differ_unexcused(s, da[s], db[s]));
+            if unexplained && !busy.contains(&block) {
                 let show = |s: &[u64]| s.iter().map(|&s| stamp::show(s)).collect::<Vec<_>>().join(" ");
-                return Some(format!("block {block} differs and nobody knows:\n  A: {}\n  B: {}", show(x), show(y)));
+                return Some(format!(
+                    "block {block} differs and nobody knows:\n  A: {}\n  {}: {}",
+                    show(&da[sectors.clone()]),
+                    letter(other),
+                    show(&db[sectors])
+                ));
             }
         }
         None
@@ -147,8 +197,11 @@ impl World {
 
     /// Nothing is under way anywhere.
     pub(crate) fn idle(&self) -> bool {
-        let quiet_link = self.links.last().is_none_or(|l| l.cut || l.streams.iter().all(|s| !s.in_flight()));
-        quiet_link
+        let quiet = |&link: &usize| {
+            let l = &self.links[link];
+            l.cut || l.streams.iter().all(|s| !s.in_flight())
+        };
+        self.latest_links().iter().all(quiet)
             && self.nodes.iter().all(|n| {
                 n.disk.busy() == 0
                     && n.process.as_ref().is_some_and(|p| !p.turn_pending)
@@ -159,32 +212,41 @@ impl World {
 
     /// Checkers 4 and 5: in sync and idle, the images are identical and nothing is kept.
     fn check_idle(&mut self) {
-        let in_sync = (0..2).all(|n| {
-            let snapshot = self.nodes[n].snapshot(self.now).expect("idle nodes run");
-            let peer = &snapshot.peers[0];
-            let linked = peer.replication == "established" && !peer.base.is_some() && peer.out_of_sync_bytes == 0;
-            linked && snapshot.disk == DiskState::UpToDate
+        let in_sync = self.nodes.iter().all(|n| {
+            let snapshot = n.snapshot(self.now).expect("idle nodes run");
+            snapshot.disk == DiskState::UpToDate && snapshot.peers.iter().all(equal)
         });
         if in_sync {
             self.check_identical();
             let written = self.options.mode != Mode::Async;
-            self.history.joined(0, 1, written);
-            self.history.joined(1, 0, written);
+            for other in others(0, self.nodes.len()) {
+                self.history.joined(0, other, written);
+                self.history.joined(other, 0, written);
+            }
         }
-        for node in 0..2 {
+        for node in 0..self.nodes.len() {
             let owned: Vec<_> = self.nodes[node].running().pool.owned().collect();
             assert!(owned.is_empty(), "node {} is idle and keeps buffers {owned:?}", letter(node));
         }
     }
 
+    /// True when two copies of a sector differ and no disk has lied about either.
+    fn differ_unexcused(&self, sector: usize, a: u64, b: u64) -> bool {
+        a != b && !self.history.is_excused(sector, a) && !self.history.is_excused(sector, b)
+    }
+
     fn check_identical(&self) {
-        let [a, b] = [0, 1].map(|n: usize| self.nodes[n].disk.data.view());
-        if let Some(sector) = (0..a.len()).find(|&s| a[s] != b[s]) {
-            panic!(
-                "both copies are up to date and idle, and sector {sector} is {} on A and {} on B",
-                stamp::show(a[sector]),
-                stamp::show(b[sector])
-            );
+        let a = self.nodes[0].disk.data.view();
+        for other in others(0, self.nodes.len()) {
+            let b = self.nodes[other].disk.data.view();
+            if let Some(sector) = (0..a.len()).find(|&s| self.differ_unexcused(s, a[s], b[s])) {
+                panic!(
+                    "the copies are up to date and idle, and sector {sector} is {} on A and {} on {}",
+                    stamp::show(a[sector]),
+                    stamp::show(b[sector]),
+                    letter(other)
+                );
+            }
         }
     }
 
@@ -202,14 +264,14 @@ impl World {
 
     /// Both nodes run, one is primary, both copies are up to date and equal as far as the machines say.
     pub(crate) fn settled(&self) -> bool {
-        let [a, b] = [0, 1].map(|n: usize| self.nodes[n].snapshot(self.now));
-        let (Some(a), Some(b)) = (a, b) else { return false };
-        let fine = |s: &Snapshot| {
-            let peer = &s.peers[0];
-            s.disk == DiskState::UpToDate && peer.replication == "established" && peer.out_of_sync_bytes == 0
+        let fine = |n: &crate::node::Node| {
+            n.disk_is(DiskState::UpToDate)
+                && n.snapshot(self.now).is_some_and(|s| {
+                    s.peers.iter().all(|peer| peer.replication == "established" && peer.out_of_sync_bytes == 0)
+                })
         };
-        let primaries = usize::from(a.role == Role::Primary) + usize::from(b.role == Role::Primary);
-        fine(&a) && fine(&b) && primaries == 1
+        let primaries = self.nodes.iter().filter(|n| n.is_primary()).count();
+        primaries == 1 && self.nodes.iter().all(fine)
     }
 
     /// Checker 7: everything is healed; it must come to rest in bounded time, identical, with nothing lost or kept.

@@ -3,7 +3,8 @@
 use repblk::units::{BufId, SessionId};
 use repblk::volume::io::{HostError, HostOp, Input};
 
-use crate::history::{BOTH, bit};
+use crate::history::bit;
+use crate::node::{others, peer_no};
 use crate::stamp;
 use crate::trace::trace;
 use crate::world::World;
@@ -18,6 +19,8 @@ pub(crate) struct Client {
     pub(crate) open: Vec<(u64, Request)>,
     /// What it lost with its session and may ask again.
     again: Vec<(usize, usize)>,
+    /// After an error it asks nothing before this time.
+    rests_until: u64,
     /// It has gone to sleep.
     pub(crate) quiet: bool,
     next_tag: u64,
@@ -69,6 +72,9 @@ impl World {
             self.connect(client);
             return;
         };
+        if self.is_paused(node) || self.clients[client].rests_until > self.now {
+            return;
+        }
         if self.client_rng.chance(1, 2000) {
             self.drop_session(node, session);
         } else if self.clients[client].open.len() < self.options.depth {
@@ -77,10 +83,13 @@ impl World {
     }
 
     fn connect(&mut self, client: usize) {
-        let start = self.client_rng.index(2);
-        for node in [start, 1 - start] {
-            let ready = self.nodes[node].process.as_ref().is_some_and(|p| !p.ending) && !self.unreachable[node];
-            if ready && self.nodes[node].is_primary(self.now) {
+        let nodes = self.nodes.len();
+        let start = self.client_rng.index(nodes);
+        for node in (start..nodes).chain(0..start) {
+            let ready = self.nodes[node].process.as_ref().is_some_and(|p| !p.ending)
+                && !self.unreachable[node]
+                && !self.is_paused(node);
+            if ready && self.nodes[node].is_primary() {
                 let session = self.new_session();
                 self.clients[client].at = Some((node, session));
                 self.nodes[node].running().sessions.insert(session, client);
@@ -158,12 +167,14 @@ impl World {
     /// The shell tells the machine that a session is gone.
     pub(crate) fn host_gone(&mut self, node: usize, session: SessionId) {
         let Some(client) = self.nodes[node].running().sessions.remove(&session) else { return };
-        self.leave(client);
+        if self.clients[client].at == Some((node, session)) {
+            self.leave(client);
+        }
         self.step(node, Input::HostGone { session });
     }
 
     /// A client's connection is no more; its requests may still be going on.
-    fn leave(&mut self, client: usize) {
+    pub(crate) fn leave(&mut self, client: usize) {
         let c = &mut self.clients[client];
         c.again.clear();
         let Some((node, _)) = c.at.take() else { return };
@@ -204,14 +215,16 @@ impl World {
     pub(crate) fn in_sync(&self, node: usize) -> u8 {
         let Some(snapshot) = self.nodes[node].snapshot(self.now) else { return 0 };
         let own = if snapshot.disk == DiskState::Failed { 0 } else { bit(node) };
-        let peer = &snapshot.peers[0];
-        let mirrored = !peer.base.is_some() && peer.replication == "established" && peer.out_of_sync_bytes == 0;
-        let served_by_peer = own == 0 && peer.replication == "established";
-        match self.options.mode {
-            Mode::Sync | Mode::SemiSync if mirrored || served_by_peer => own | (BOTH & !bit(node)),
-            Mode::Async if served_by_peer => BOTH & !bit(node),
-            Mode::Sync | Mode::SemiSync | Mode::Async => own,
+        let mut held = own;
+        for other in others(node, self.nodes.len()) {
+            let peer = &snapshot.peers[usize::from(peer_no(node, other).0)];
+            let established = peer.replication == "established";
+            let mirrored = established && !peer.base.is_some() && peer.out_of_sync_bytes == 0;
+            if own == 0 && established || self.options.mode != Mode::Async && mirrored {
+                held |= bit(other);
+            }
         }
+        held
     }
 
     /// A request was answered.
@@ -225,6 +238,11 @@ impl World {
     ) {
         let client = self.nodes[node].running().sessions.get(&session).copied();
         let client = client.unwrap_or_else(|| panic!("{session}/{tag} was answered after its session was gone"));
+        if self.clients[client].at != Some((node, session)) {
+            // The client has turned away already; the machine does not know it yet, and nobody hears the answer.
+            self.mark("an answer that nobody heard");
+            return;
+        }
         let open = &mut self.clients[client].open;
         let at = open.iter().position(|(t, _)| *t == tag);
         let at = at.unwrap_or_else(|| panic!("{session}/{tag} was answered twice, or never asked"));
@@ -233,6 +251,7 @@ impl World {
             self.acknowledging(node);
         } else if result == Err(HostError::Io) {
             self.error_excused(node);
+            self.clients[client].rests_until = self.now + 50 * crate::swarm::MS;
         }
         match request.kind {
             Kind::Change { version, .. } if result.is_err() => {

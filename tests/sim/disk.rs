@@ -36,6 +36,10 @@ pub(crate) struct DiskFaults {
     pub(crate) meta_eio: u64,
     /// Operations with which the device hangs.
     pub(crate) hang: u64,
+    /// Writes of which one sector is not written, and nobody is told.
+    pub(crate) dropped: u64,
+    /// Writes of which one sector is written elsewhere, and nobody is told.
+    pub(crate) misdirected: u64,
 }
 
 /// How the device answers in general.
@@ -71,6 +75,9 @@ struct InFlight {
     mark: u64,
 }
 
+/// Everything that both devices hold.
+pub(crate) type Image = (Media<u64>, Media<Bytes>);
+
 /// Both devices of one node.
 #[derive(Clone, Debug)]
 pub(crate) struct SimDisk {
@@ -88,6 +95,8 @@ pub(crate) struct SimDisk {
     pub(crate) ever_failed: bool,
     /// Counts what changes what a crash would leave: writes, flushes and commits, when they begin and when they end.
     pub(crate) touched: u64,
+    /// Sectors that hold what they should not because this disk lied, with what they hold, since somebody asked last.
+    pub(crate) lies: Vec<(usize, u64)>,
     ops: BTreeMap<OpId, InFlight>,
     commits: BTreeMap<OpId, Vec<MetaPage>>,
     next_fault: Option<&'static str>,
@@ -111,6 +120,7 @@ impl SimDisk {
             delay_mean,
             ever_failed: false,
             touched: 0,
+            lies: Vec::new(),
             ops: BTreeMap::new(),
             commits: BTreeMap::new(),
             next_fault: None,
@@ -212,8 +222,9 @@ impl SimDisk {
             DataOp::Read => Ok(Some(self.read_now(first, len))),
             DataOp::Write(stamps) => {
                 let failed = self.fails("write", self.faults.write_eio);
+                let lied = if failed { None } else { self.lie(first, &stamps) };
                 for (i, &stamp) in stamps.iter().enumerate() {
-                    if !failed || self.rng.coin() {
+                    if (!failed || self.rng.coin()) && lied != Some(i) {
                         self.data.write(first + i, stamp);
                     }
                 }
@@ -228,6 +239,54 @@ impl SimDisk {
                 Ok(None)
             }
         })
+    }
+
+    /// Drops or misdirects one sector of a write, at random: which.
+    fn lie(&mut self, first: usize, stamps: &[u64]) -> Option<usize> {
+        let misdirected = self.rng.chance(self.faults.misdirected, 1_000_000);
+        if !misdirected && !self.rng.chance(self.faults.dropped, 1_000_000) {
+            return None;
+        }
+        let i = self.rng.index(stamps.len());
+        let kept = self.data.view()[first + i];
+        self.lies.push((first + i, kept));
+        if misdirected {
+            let elsewhere = self.rng.index(self.data.view().len());
+            let busy = self.sectors_in_flight().any(|sector| sector == elsewhere);
+            if !busy && !(first..first + stamps.len()).contains(&elsewhere) {
+                self.data.write(elsewhere, stamps[i]);
+                self.lies.push((elsewhere, stamps[i]));
+            }
+        }
+        Some(i)
+    }
+
+    /// A stable sector of the data rots.
+    pub(crate) fn rot(&mut self, sector: usize, stamp: u64) {
+        self.data.decay(sector, stamp);
+        self.lies.push((sector, stamp));
+    }
+
+    /// Some sectors of a range of the metadata become noise.
+    pub(crate) fn damage_meta(&mut self, range: ByteRange) {
+        let (first, len) = sectors(range);
+        let hit = self.rng.between(1, 4);
+        for _ in 0..hit {
+            let sector = first + self.rng.index(len);
+            let noise = self.rng.next();
+            let mut bytes = self.meta.durable()[sector];
+            bytes[usize::try_from(noise % 512).expect("small")] ^= 1 << (noise >> 32 & 7);
+            self.meta.decay(sector, bytes);
+        }
+    }
+
+    /// Another device of the same size takes the place of this one: empty, but for the pages of a new format.
+    pub(crate) fn replace(&mut self, pages: &[MetaPage]) {
+        assert!(self.busy() == 0, "no daemon runs on it");
+        self.data = Media::new(self.data.view().len(), stamp::ZERO);
+        self.meta = Media::new(self.meta.view().len(), [0; SECTOR]);
+        self.health = Health::Good;
+        self.format(pages);
     }
 
     /// What a reader sees now: of a write in flight, any part.
@@ -283,14 +342,15 @@ impl SimDisk {
     }
 
     /// Everything that both devices hold, as a storage administrator's snapshot has it.
-    pub(crate) fn image(&self) -> (Media<u64>, Media<Bytes>) {
+    pub(crate) fn image(&self) -> Image {
         (self.data.clone(), self.meta.clone())
     }
 
     /// A snapshot takes the place of what is there.
-    pub(crate) fn restore(&mut self, (data, meta): (Media<u64>, Media<Bytes>)) {
+    pub(crate) fn restore(&mut self, (data, meta): Image) {
         assert!(self.busy() == 0, "no daemon runs on it");
         (self.data, self.meta) = (data, meta);
+        self.data.touch_all();
     }
 
     /// The process is killed: nothing more is asked, and what was in flight has happened in any part.

@@ -6,7 +6,7 @@ use repblk::volume::io::Input;
 use repblk::wire::Message;
 
 use crate::net::Link;
-use crate::node::PEER;
+use crate::node::{others, peer_no};
 use crate::swarm::MS;
 use crate::trace::trace;
 use crate::world::{Event, OldFrame, World};
@@ -19,16 +19,38 @@ impl World {
     pub(crate) fn dial(&mut self) {
         let next = self.link_rng.between(20 * MS, 250 * MS);
         self.after(next, Event::Dial);
-        let alive = self.links.last().is_some_and(|l| !l.cut);
-        let running = self.nodes.iter().all(|n| n.process.as_ref().is_some_and(|p| !p.ending));
+        for other in others(0, self.nodes.len()) {
+            self.dial_pair([0, other]);
+        }
+    }
+
+    /// The latest link between two nodes.
+    fn link_of(&self, ends: [usize; 2]) -> Option<usize> {
+        self.links.iter().rposition(|l| l.ends == ends)
+    }
+
+    /// The latest links of a node.
+    fn links_of(&self, node: usize) -> Vec<usize> {
+        let pairs = others(node, self.nodes.len()).map(|other| [node.min(other), node.max(other)]);
+        pairs.filter_map(|ends| self.link_of(ends)).collect()
+    }
+
+    /// The latest link of each pair, oldest pair first.
+    pub(crate) fn latest_links(&self) -> Vec<usize> {
+        self.links_of(0)
+    }
+
+    fn dial_pair(&mut self, ends: [usize; 2]) {
+        let alive = self.link_of(ends).is_some_and(|l| !self.links[l].cut);
+        let running = ends.iter().all(|&n| self.nodes[n].process.as_ref().is_some_and(|p| !p.ending));
         if alive || !running || self.now < self.data_cut_until {
             return;
         }
         let connection = ConnectionId(self.link_rng.next() | 1);
         let link = self.links.len();
-        self.links.push(Link::new(connection));
+        self.links.push(Link::new(connection, ends));
         trace!(self, None, '*', "link {connection} is agreed");
-        for node in 0..2 {
+        for node in ends {
             let life = self.nodes[node].life;
             let delay = self.link_rng.wait(self.options.latency);
             self.after(delay, Event::LinkUp { node, life, link });
@@ -40,19 +62,22 @@ impl World {
         if self.links[link].cut {
             return;
         }
-        for older in 0..link {
+        for older in (0..link).filter(|&older| self.links[older].ends == self.links[link].ends).collect::<Vec<_>>() {
             self.link_down(node, older, "another link has taken its place");
         }
-        self.links[link].up[node] = true;
-        let (connection, instance) = (self.links[link].connection, self.nodes[1 - node].instance);
-        self.step(node, Input::LinkUp { peer: PEER, connection, instance });
-        self.deliver(link, 1 - node);
+        let l = &mut self.links[link];
+        let (end, other) = (l.end(node), l.other(node));
+        l.up[end] = true;
+        let (connection, instance) = (l.connection, self.nodes[other].instance);
+        self.step(node, Input::LinkUp { peer: peer_no(node, other), connection, instance });
+        self.deliver(link, other);
     }
 
     /// A node learns that a link is down, once, and only of links that it was given.
     pub(crate) fn link_down(&mut self, node: usize, link: usize, why: &'static str) {
         let l = &mut self.links[link];
-        if !l.up[node] || std::mem::replace(&mut l.down[node], true) {
+        let (end, other) = (l.end(node), l.other(node));
+        if !l.up[end] || std::mem::replace(&mut l.down[end], true) {
             return;
         }
         let connection = l.connection;
@@ -61,7 +86,7 @@ impl World {
             let (life, delay) = (self.nodes[node].life, self.link_rng.between(MS, 2000 * MS));
             self.after(delay, Event::OldFrame { node, life, frame: Box::new(frame) });
         }
-        self.step(node, Input::LinkDown { peer: PEER, connection, why: why.to_owned() });
+        self.step(node, Input::LinkDown { peer: peer_no(node, other), connection, why: why.to_owned() });
     }
 
     /// The machine sends a frame.
@@ -71,11 +96,12 @@ impl World {
         };
         let arrives = self.now + self.link_rng.wait(self.options.latency);
         let l = &mut self.links[link];
-        assert!(l.up[node], "the machine does not know {connection} yet");
-        if l.cut || l.down[node] {
+        let end = l.end(node);
+        assert!(l.up[end], "the machine does not know {connection} yet");
+        if l.cut || l.down[end] {
             return;
         }
-        let stream = &mut l.streams[node];
+        let stream = &mut l.streams[end];
         let arrives = stream.send(term, message, bytes, arrives);
         assert!(stream.unread < UNREAD_MAX, "the machine sends without bound");
         self.at(arrives, Event::Deliver { link, from: node });
@@ -84,14 +110,20 @@ impl World {
 
     /// Bytes arrive; whole frames go to the machine.
     pub(crate) fn deliver(&mut self, link: usize, from: usize) {
-        let to = 1 - from;
-        self.links[link].streams[from].arrive(self.now);
+        let to = self.links[link].other(from);
+        let (sender, receiver) = (self.links[link].end(from), self.links[link].end(to));
+        if self.is_paused(to) {
+            let resumes = self.nodes[to].paused_until;
+            self.at(resumes, Event::Deliver { link, from });
+            return;
+        }
+        self.links[link].streams[sender].arrive(self.now);
         loop {
             let l = &mut self.links[link];
-            if self.nodes[to].process.is_none() || !l.up[to] || l.down[to] {
+            if self.nodes[to].process.is_none() || !l.up[receiver] || l.down[receiver] {
                 return;
             }
-            let frame = match l.streams[from].next() {
+            let frame = match l.streams[sender].next() {
                 None => return,
                 Some(Ok(frame)) => frame,
                 Some(Err(why)) => {
@@ -110,27 +142,31 @@ impl World {
                     payload: frame.payload.clone(),
                 });
             }
-            self.hear(to, OldFrame { connection, term: frame.term, message: frame.message, payload: frame.payload });
+            self.hear(
+                (to, from),
+                OldFrame { connection, term: frame.term, message: frame.message, payload: frame.payload },
+            );
         }
     }
 
-    fn hear(&mut self, to: usize, frame: OldFrame) {
+    fn hear(&mut self, (to, from): (usize, usize), frame: OldFrame) {
+        let peer = peer_no(to, from);
         let OldFrame { connection, term, message, payload } = frame;
         if let (&Message::BitmapPage { index }, Some(page)) = (&message, &payload) {
             let page: [u8; PAGE_LEN] = page.as_slice().try_into().expect("the format has checked its length");
-            self.step(to, Input::PeerPage { peer: PEER, connection, index, page: Box::new(page) });
+            self.step(to, Input::PeerPage { peer, connection, index, page: Box::new(page) });
             return;
         }
         let buf = payload.map(|bytes| self.nodes[to].running().pool.give(bytes));
-        self.step(to, Input::Peer { peer: PEER, connection, term, message, buf });
+        self.step(to, Input::Peer { peer, connection, term, message, buf });
     }
 
     /// A frame of an older link turns up. The machine must not care.
     pub(crate) fn old_frame(&mut self, node: usize, frame: OldFrame) {
         let of = self.links.iter().find(|l| l.connection == frame.connection);
-        if of.is_some_and(|l| l.down[node]) {
+        if let Some(from) = of.filter(|l| l.down[l.end(node)]).map(|l| l.other(node)) {
             self.mark("old frame");
-            self.hear(node, frame);
+            self.hear((node, from), frame);
         }
     }
 
@@ -140,19 +176,19 @@ impl World {
             panic!("{connection} was never a link");
         };
         let l = &mut self.links[link];
-        if l.cut || l.down[node] {
+        let (at, peer) = (l.end(node), l.other(node));
+        if l.cut || l.down[at] {
             return;
         }
         l.cut = true;
-        let peer = 1 - node;
-        let end = l.streams[node].last_arrival + 1;
+        let end = l.streams[at].last_arrival + 1;
         let (life, delay) = (self.nodes[peer].life, self.link_rng.wait(self.options.latency));
         self.at(end.max(self.now + delay), Event::LinkDown { node: peer, life, link, why: "closed by the peer" });
         if self.options.echo_close {
             let life = self.nodes[node].life;
             self.after(delay, Event::LinkDown { node, life, link, why: "closed" });
         } else {
-            self.links[link].down[node] = true;
+            self.links[link].down[at] = true;
         }
     }
 
@@ -165,7 +201,7 @@ impl World {
         for from in 0..2 {
             let at = self.link_rng.next();
             let last = self.links[link].streams[from].cut(at);
-            let (node, delay) = (1 - from, self.link_rng.wait(self.options.latency.max(MS)));
+            let (node, delay) = (self.links[link].ends[1 - from], self.link_rng.wait(self.options.latency.max(MS)));
             let life = self.nodes[node].life;
             self.at(last.max(self.now) + delay, Event::LinkDown { node, life, link, why: "the connection broke" });
         }
@@ -173,17 +209,19 @@ impl World {
 
     /// A node's end of its link vanishes: without a word when the host lost power.
     pub(crate) fn hang_up(&mut self, node: usize, silently: bool) {
-        let Some(link) = self.links.len().checked_sub(1) else { return };
-        self.links[link].down[node] = true;
-        if !silently {
-            self.cut(link, "the process ended");
-            return;
-        }
-        // Nobody tells the peer: it finds out by itself, or when the next link comes. Dialers may dial.
-        self.links[link].cut = true;
-        for stream in &mut self.links[link].streams {
-            let at = self.link_rng.next();
-            stream.cut(at);
+        for link in self.links_of(node) {
+            let end = self.links[link].end(node);
+            self.links[link].down[end] = true;
+            if !silently {
+                self.cut(link, "the process ended");
+                continue;
+            }
+            // Nobody tells the peer: it finds out by itself, or when the next link comes. Dialers may dial.
+            self.links[link].cut = true;
+            for stream in &mut self.links[link].streams {
+                let at = self.link_rng.next();
+                stream.cut(at);
+            }
         }
     }
 }

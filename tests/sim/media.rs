@@ -23,6 +23,8 @@ pub(crate) struct Media<S> {
     volatile: Vec<S>,
     above: BTreeMap<usize, Vec<Version<S>>>,
     tick: u64,
+    /// Sectors that readers may see changed since somebody asked last, if anybody does.
+    touched: Option<Vec<usize>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +48,29 @@ pub(crate) enum Loss {
 impl<S: Copy + PartialEq> Media<S> {
     /// A stable device of `len` equal sectors.
     pub(crate) fn new(len: usize, content: S) -> Self {
-        Self { durable: vec![content; len], volatile: vec![content; len], above: BTreeMap::new(), tick: 0 }
+        Self {
+            durable: vec![content; len],
+            volatile: vec![content; len],
+            above: BTreeMap::new(),
+            tick: 0,
+            touched: None,
+        }
+    }
+
+    /// Sectors that may have changed since the last call, in no order and with repetitions; at the first call, every one.
+    pub(crate) fn take_touched(&mut self) -> Vec<usize> {
+        self.touched.replace(Vec::new()).unwrap_or_else(|| (0..self.volatile.len()).collect())
+    }
+
+    /// Something took this device's place: every sector may have changed.
+    pub(crate) fn touch_all(&mut self) {
+        self.touched = None;
+    }
+
+    fn touch(&mut self, sector: usize) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(sector);
+        }
     }
 
     /// The image that readers see.
@@ -62,6 +86,7 @@ impl<S: Copy + PartialEq> Media<S> {
     /// One sector was written.
     pub(crate) fn write(&mut self, sector: usize, content: S) {
         self.tick += 1;
+        self.touch(sector);
         self.volatile[sector] = content;
         self.above.entry(sector).or_default().push(Version { tick: self.tick, content, cursed: false });
     }
@@ -93,9 +118,13 @@ impl<S: Copy + PartialEq> Media<S> {
 
     /// The cache forgets what a failed flush has cursed.
     pub(crate) fn forget_cursed(&mut self) {
-        let (durable, volatile) = (&self.durable, &mut self.volatile);
+        let (durable, volatile, touched) = (&self.durable, &mut self.volatile, &mut self.touched);
         self.above.retain(|&sector, versions| {
+            let before = versions.len();
             versions.retain(|v| !v.cursed);
+            if versions.len() < before {
+                touched.iter_mut().for_each(|touched| touched.push(sector));
+            }
             volatile[sector] = versions.last().map_or(durable[sector], |v| v.content);
             !versions.is_empty()
         });
@@ -122,13 +151,24 @@ impl<S: Copy + PartialEq> Media<S> {
             if kept > 0 {
                 self.durable[sector] = versions[kept - 1].content;
             }
+            self.touch(sector);
             self.volatile[sector] = self.durable[sector];
         }
     }
 
-    /// The durable content changes behind everybody's back: bit rot, or another sector's write that came here.
+    /// The stable content of a sector rots. A younger version in the cache hides that until the cache is lost, or writes over it.
+    pub(crate) fn decay(&mut self, sector: usize, content: S) {
+        self.durable[sector] = content;
+        if !self.above.contains_key(&sector) {
+            self.touch(sector);
+            self.volatile[sector] = content;
+        }
+    }
+
+    /// The content changes behind everybody's back, for readers too: another sector's write that came here.
     pub(crate) fn rot(&mut self, sector: usize, content: S) {
         self.above.remove(&sector);
+        self.touch(sector);
         self.durable[sector] = content;
         self.volatile[sector] = content;
     }

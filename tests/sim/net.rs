@@ -17,7 +17,9 @@ pub(crate) struct Stream {
     reader: FrameReader,
     header: Option<FrameHeader>,
     flying: VecDeque<Piece>,
-    arrived: VecDeque<u8>,
+    /// What has arrived; the receiver has read it up to `read`.
+    arrived: Vec<u8>,
+    read: usize,
     /// Nothing arrives while set.
     pub(crate) stalled: bool,
     /// When the youngest piece arrives; pieces keep their order.
@@ -50,7 +52,8 @@ impl Stream {
             reader: FrameReader::new(connection),
             header: None,
             flying: VecDeque::new(),
-            arrived: VecDeque::new(),
+            arrived: Vec::new(),
+            read: 0,
             stalled: false,
             last_arrival: 0,
             unread: 0,
@@ -111,30 +114,38 @@ impl Stream {
     pub(crate) fn arrive(&mut self, now: u64) {
         while !self.stalled && self.flying.front().is_some_and(|p| p.arrives <= now) {
             let piece = self.flying.pop_front().expect("there is one");
-            self.arrived.extend(piece.bytes);
+            if self.arrived.is_empty() {
+                self.arrived = piece.bytes;
+            } else {
+                self.arrived.extend_from_slice(&piece.bytes);
+            }
         }
+    }
+
+    /// The receiver reads `len` bytes, if that many have arrived.
+    fn take(&mut self, len: usize) -> Option<Vec<u8>> {
+        let bytes = self.arrived.get(self.read..self.read + len)?.to_vec();
+        self.read += len;
+        self.unread -= len;
+        if self.read == self.arrived.len() {
+            self.arrived.clear();
+            self.read = 0;
+        }
+        Some(bytes)
     }
 
     /// The next whole frame of what has arrived.
     pub(crate) fn next(&mut self) -> Option<Result<Arrived, String>> {
         if self.header.is_none() {
-            if self.arrived.len() < HEADER_LEN {
-                return None;
-            }
-            let bytes: Vec<u8> = self.arrived.drain(..HEADER_LEN).collect();
-            self.unread -= HEADER_LEN;
+            let bytes = self.take(HEADER_LEN)?;
             match self.reader.header(bytes.as_slice().try_into().expect("a header's length")) {
                 Ok(header) => self.header = Some(header),
                 Err(e) => return Some(Err(e.to_string())),
             }
         }
         let header = self.header.expect("just read");
-        if self.arrived.len() < header.body_len {
-            return None;
-        }
+        let body = self.take(header.body_len)?;
         self.header = None;
-        let body: Vec<u8> = self.arrived.drain(..header.body_len).collect();
-        self.unread -= header.body_len;
         Some(match header.decode(&body) {
             Ok(message) => {
                 let payload = (message.carries_payload() && !body.is_empty()).then_some(body);
@@ -145,11 +156,13 @@ impl Stream {
     }
 }
 
-/// A link between the two nodes. Index 0 is what node 0 sends.
+/// A link between two nodes.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     /// Its identity.
     pub(crate) connection: ConnectionId,
+    /// The nodes at its ends, the lower first. What follows is by end.
+    pub(crate) ends: [usize; 2],
     /// What each node sends.
     pub(crate) streams: [Stream; 2],
     /// Which nodes have been told that it is up.
@@ -162,9 +175,19 @@ pub(crate) struct Link {
 
 impl Link {
     /// A new link.
-    pub(crate) fn new(connection: ConnectionId) -> Self {
+    pub(crate) fn new(connection: ConnectionId, ends: [usize; 2]) -> Self {
         let stream = || Stream::new(connection);
-        Self { connection, streams: [stream(), stream()], up: [false; 2], down: [false; 2], cut: false }
+        Self { connection, ends, streams: [stream(), stream()], up: [false; 2], down: [false; 2], cut: false }
+    }
+
+    /// The end at which a node is.
+    pub(crate) fn end(&self, node: usize) -> usize {
+        usize::from(self.ends[1] == node)
+    }
+
+    /// The node at the other end.
+    pub(crate) fn other(&self, node: usize) -> usize {
+        self.ends[1 - self.end(node)]
     }
 }
 

@@ -12,7 +12,7 @@ use repblk::units::{Term, Ticket};
 use repblk::volume::io::{Command, Discard, Refusal};
 
 use crate::disk::Health;
-use crate::node::PEER;
+use crate::node::{NODES_MAX, others, peer_no};
 use crate::swarm::{MS, SECOND};
 use crate::trace::trace;
 use crate::world::{Event, World};
@@ -21,15 +21,17 @@ use crate::world::{Event, World};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Operator {
     /// Copies that may not be promoted by themselves.
-    pub(crate) excluded: [bool; 2],
+    pub(crate) excluded: [bool; NODES_MAX],
+    /// Copies whose disk was exchanged and that have not rejoined: in a split it is they that are given up.
+    pub(crate) exchanged: [bool; NODES_MAX],
     /// Only does what it is told; answers exclusions and nothing else.
     pub(crate) passive: bool,
     /// Lets nobody go on alone.
     pub(crate) mute: bool,
     /// Commands under way, with their node.
     pending: BTreeMap<Ticket, (usize, Command)>,
-    /// Exclusions wanted, by the node that wants them.
-    wants: [Option<Term>; 2],
+    /// Exclusions wanted, by the node that wants them and the one that is to be excluded.
+    wants: [[Option<Term>; NODES_MAX]; NODES_MAX],
     /// No primary was seen since.
     headless_since: Option<u64>,
     /// The first promotion was done.
@@ -37,7 +39,7 @@ pub(crate) struct Operator {
     /// To be undone at that time.
     undo: Vec<(u64, usize, Command)>,
     /// A disk failed or hangs since.
-    sick_since: [Option<u64>; 2],
+    sick_since: [Option<u64>; NODES_MAX],
     tries: u64,
 }
 
@@ -46,7 +48,7 @@ impl Operator {
     pub(crate) fn forget(&mut self, node: usize) {
         self.pending.retain(|_, (n, _)| *n != node);
         self.undo.retain(|(_, n, _)| *n != node);
-        self.wants[node] = None;
+        self.wants[node] = [None; NODES_MAX];
         self.sick_since[node] = None;
     }
 
@@ -90,28 +92,29 @@ impl World {
     }
 
     /// A primary wants to go on alone.
-    pub(crate) fn exclusion_wanted(&mut self, node: usize, term: Term) {
-        self.operator.wants[node] = Some(term);
+    pub(crate) fn exclusion_wanted(&mut self, node: usize, peer: usize, term: Term) {
+        self.operator.wants[node][peer] = Some(term);
     }
 
     fn answer_exclusions(&mut self) {
-        for node in 0..2 {
-            let Some(term) = self.operator.wants[node] else { continue };
-            let peer = 1 - node;
+        let pairs = (0..self.nodes.len()).flat_map(|node| others(node, self.nodes.len()).map(move |peer| (node, peer)));
+        for (node, peer) in pairs.collect::<Vec<_>>() {
+            let Some(term) = self.operator.wants[node][peer] else { continue };
             let promoting =
                 self.operator.pending.values().any(|(n, c)| *n == peer && matches!(c, Command::Promote { .. }));
             let refused = self.operator.excluded[node] || promoting || self.operator.mute;
             if refused && !self.options.careless {
                 continue;
             }
-            self.operator.wants[node] = None;
+            self.operator.wants[node][peer] = None;
             self.operator.excluded[peer] = true;
-            self.command(node, Command::Exclude { peer: PEER, term });
+            self.command(node, Command::Exclude { peer: peer_no(node, peer), term });
         }
     }
 
     /// A command was answered.
     pub(crate) fn answered(&mut self, node: usize, ticket: Ticket, result: Result<(), Refusal>) {
+        self.mark_answer(&result);
         assert!(self.answers.insert(ticket, result.clone()).is_none(), "{ticket} is answered twice");
         let Some((_, command)) = self.operator.pending.remove(&ticket) else { return };
         match (command, result.is_ok()) {
@@ -122,7 +125,11 @@ impl World {
                     self.history.forgive_all_but(node);
                 }
             }
-            (Command::Promote { peer_is_down: true, .. }, false) => self.operator.excluded[1 - node] = false,
+            (Command::Promote { peer_is_down: true, .. }, false) => {
+                for other in others(node, self.nodes.len()) {
+                    self.operator.excluded[other] = false;
+                }
+            }
             (Command::Shutdown, true) => {
                 let sessions: Vec<_> = self.nodes[node].running().sessions.keys().copied().collect();
                 for session in sessions {
@@ -138,15 +145,18 @@ impl World {
 
     /// Sick disks are exchanged for healthy ones with the same content: the daemon starts again.
     fn nurse(&mut self) {
-        for node in 0..2 {
-            let Some(snapshot) = self.nodes[node].snapshot(self.now) else { continue };
-            let sick = snapshot.disk == DiskState::Failed || self.nodes[node].disk.health == Health::Hung;
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].process.is_none() {
+                continue;
+            }
+            let sick = self.nodes[node].disk_is(DiskState::Failed) || self.nodes[node].disk.health == Health::Hung;
             if !sick {
                 self.operator.sick_since[node] = None;
                 continue;
             }
             let since = *self.operator.sick_since[node].get_or_insert(self.now);
-            let healthy_peer = self.nodes[1 - node].disk_is(DiskState::UpToDate, self.now);
+            let healthy_peer =
+                others(node, self.nodes.len()).any(|other| self.nodes[other].disk_is(DiskState::UpToDate));
             if self.now - since > if healthy_peer { 2 * SECOND } else { 5 * SECOND } {
                 trace!(self, Some(node), '!', "the disk is seen to");
                 self.kill(node);
@@ -157,7 +167,7 @@ impl World {
     }
 
     fn see_to_a_primary(&mut self) {
-        let roles = [0, 1].map(|n| self.nodes[n].snapshot(self.now).map(|s| s.role));
+        let roles: Vec<_> = self.nodes.iter().map(crate::node::Node::role).collect();
         for (node, role) in roles.iter().enumerate() {
             // Out of reach until it has rejoined, or has nothing to say any more.
             self.unreachable[node] &= *role == Some(Role::Primary) && self.operator.excluded[node];
@@ -172,7 +182,8 @@ impl World {
             return;
         }
         self.operator.tries += 1;
-        let node = usize::from(self.operator.tries.is_multiple_of(2));
+        let trio = self.nodes.len() > 2;
+        let node = if trio { 0 } else { usize::from(self.operator.tries.is_multiple_of(2)) };
         if roles[node].is_none() {
             return;
         }
@@ -182,7 +193,7 @@ impl World {
             }
             return;
         }
-        let alone = roles[1 - node].is_none();
+        let alone = !trio && roles[1 - node].is_none();
         let complete = self.history.complete_on(node);
         if !alone {
             self.order(node, Command::Promote { force: false, peer_is_down: false });
@@ -198,8 +209,12 @@ impl World {
         if !self.operator.founded || !self.operator.pending.is_empty() {
             return;
         }
-        let node = self.rng.index(2);
+        let node = self.rng.index(self.nodes.len());
         if self.nodes[node].process.is_none() {
+            return;
+        }
+        if self.nodes.len() > 2 {
+            self.whim_of_three(node);
             return;
         }
         if self.options.careless && self.rng.chance(1, 3) {
@@ -240,13 +255,29 @@ impl World {
         }
     }
 
+    /// With two secondaries only what keeps the primary's role.
+    fn whim_of_three(&mut self, node: usize) {
+        let later = self.now + self.rng.between(10 * MS, 3 * SECOND);
+        match self.rng.below(3) {
+            0 => {
+                self.order(node, Command::Disconnect);
+                self.operator.undo.push((later, node, Command::Connect));
+            }
+            1 => {
+                self.order(node, Command::Pause);
+                self.operator.undo.push((later, node, Command::Resume));
+            }
+            _ => {
+                let full = self.rng.coin();
+                self.order(node, Command::Resync { full, discard: None });
+            }
+        }
+    }
+
     /// The primary cannot be seen by anybody: its clients are kept from it and the peer takes over.
     fn fail_over_in_a_partition(&mut self, node: usize) {
         let peer = 1 - node;
-        if self.nodes[node].is_primary(self.now)
-            || !self.nodes[peer].is_primary(self.now)
-            || self.operator.excluded[node]
-        {
+        if self.nodes[node].is_primary() || !self.nodes[peer].is_primary() || self.operator.excluded[node] {
             return;
         }
         trace!(self, Some(node), '!', "a partition, and this side takes over");
@@ -255,18 +286,24 @@ impl World {
         self.beats_cut_until = until;
         self.cut_now("partition");
         self.unreachable[peer] = true;
-        let sessions: Vec<_> = self.nodes[peer].running().sessions.keys().copied().collect();
-        for session in sessions {
-            self.host_gone(peer, session);
-        }
+        self.clients_turn_away(peer);
         self.operator.excluded[peer] = true;
         self.order(node, Command::Promote { force: false, peer_is_down: true });
     }
 
     /// After a split brain: the copy to be given up is given up.
     pub(crate) fn resolve_split(&mut self) {
-        let primaries = [0, 1].map(|n| self.nodes[n].is_primary(self.now));
-        let loser = usize::from(primaries[0]);
+        let primaries = [0, 1].map(|n: usize| self.nodes[n].is_primary());
+        let loser = match self.operator.exchanged {
+            [true, false, _] => 0,
+            [false, true, _] => 1,
+            _ => match self.operator.excluded {
+                // A primary that nobody told to stop has acknowledged nothing since it was excluded.
+                [true, false, _] => 0,
+                [false, true, _] => 1,
+                _ => usize::from(primaries[0]),
+            },
+        };
         if primaries[loser] {
             self.order(loser, Command::Demote { disconnect_clients: true });
         } else {

@@ -1,5 +1,16 @@
 //! Seeds that once failed, each with the name of its fault. What it taught is a scenario of that name.
 
+use repblk::condition::DiskState;
+use repblk::volume::Limits;
+use repblk::volume::io::Command;
+
+use crate::media::Loss;
+use crate::story::Story;
+use crate::swarm::{MS, Options, SECOND};
+
+const A: usize = 0;
+const B: usize = 1;
+
 /// A seed and what was wrong.
 const SEEDS: &[(u64, &str)] = &[
     (3, "a pause outlived the link and the daemon that asked for it"),
@@ -14,8 +25,55 @@ const SEEDS: &[(u64, &str)] = &[
 #[test]
 fn what_once_failed_does_not_fail_again() {
     for &(seed, name) in SEEDS {
-        if let Err(why) = crate::check(seed) {
+        if let Err(why) = crate::runner::check(seed, crate::runner::Draw::First) {
             panic!("{name}: {why}");
         }
     }
+}
+
+/// A primary that died asks for its role while the resync from it is about to start: the peer's promise of the new term and the
+/// start of the stream cross, and the start speaks of the old term.
+#[test]
+fn a_claim_crosses_the_start_of_a_resync() {
+    for at in 0..40 {
+        let mut s = Story::with(300 + at, Options { clients: 1, latency: 2 * MS, ..Options::calm() });
+        s.load(100 * MS).cut_for(300 * MS).load(400 * MS).idles().w.kill(A);
+        s.start(A);
+        let met = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent));
+        if met {
+            s.wait(at * MS / 8);
+            // It may be refused; what counts is that nobody is accused of breaking the protocol (see `marks`).
+            let _ = s.tell(A, Command::Promote { force: false, peer_is_down: false });
+        }
+        s.ends();
+    }
+}
+
+/// The secondary's process is killed, and as soon as the primary has recorded that it goes on alone, but before it may, it loses power.
+/// Its record calls the secondary behind, while only the secondary still has what both had acknowledged.
+#[test]
+fn a_generation_outlives_the_data_it_vouches_for() {
+    for seed in 1..=12 {
+        let options = Options { flush_every: 1000, clients: 2, loss: Some(Loss::Everything), ..Options::calm() };
+        let mut s = Story::with(400 + seed, options);
+        s.w.operator.mute = true;
+        s.load(300 * MS).w.kill(B);
+        // Both copies of the superblock are written by now, and no flush was due.
+        s.wait(seed * MS).w.power_loss(A);
+        s.w.operator.mute = false;
+        s.start(A).start(B).settles_with_somebody();
+        s.ends();
+    }
+}
+
+/// The host keeps a small transfer log full for ever: the resync must come to its end all the same.
+#[test]
+fn a_busy_host_does_not_starve_a_resync() {
+    let limits = Limits { log_entries: 8, unstable_bytes: 8 << 10, ..Limits::default() };
+    let options = Options { limits, clients: 3, depth: 16, think: MS / 4, request_sectors_max: 8, ..Options::calm() };
+    let mut s = Story::with(31, options);
+    s.load(200 * MS).cut_for(200 * MS).load(400 * MS);
+    let synced = s.w.run_until(20 * SECOND, |w| w.settled());
+    assert!(synced, "the resync ends under load:\n  {}", s.w.summary());
+    s.ends();
 }

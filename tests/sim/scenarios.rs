@@ -158,7 +158,7 @@ fn slow_resync(seed: u64) -> Story {
     let mut s = Story::with(seed, Options { rate_max: 1 << 20, clients: 1, ..Options::calm() });
     s.load(100 * MS);
     assert_eq!(s.tell(B, Command::Resync { full: true, discard: None }), Ok(()));
-    let running = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent, w.now));
+    let running = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent));
     assert!(running, "the resync runs:\n  {}", s.w.summary());
     s.wait(100 * MS);
     s
@@ -317,7 +317,7 @@ fn flapping_links_do_not_stop_progress() {
 
 impl Story {
     /// Like `settles`, with the operator seeing to a primary.
-    fn settles_with_somebody(&mut self) -> &mut Self {
+    pub(crate) fn settles_with_somebody(&mut self) -> &mut Self {
         self.w.operator.passive = false;
         self.settles();
         self.w.operator.passive = true;

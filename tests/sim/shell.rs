@@ -1,11 +1,13 @@
 //! The shell proper: one step of a machine, and what becomes of its effects.
 
-use repblk::units::{BufId, ByteRange, OpId, PeerNo, SessionId};
+use std::rc::Rc;
+
+use repblk::units::{BufId, ByteRange, ConnectionId, OpId, PeerNo, SessionId};
 use repblk::volume::io::{DiskError, Effect, HostError, Input, Report, SendBody};
 use repblk::wire::Message;
 
 use crate::disk::DataOp;
-use crate::node::PEER;
+use crate::node::node_of;
 use crate::stamp;
 use crate::trace::trace;
 use crate::world::{Event, World};
@@ -81,19 +83,25 @@ impl World {
                     }
                 }
                 Effect::Send { peer, connection, term, message, body } => {
-                    self.is_the_peer(peer);
-                    let bytes = match body {
-                        None => Vec::new(),
-                        Some(SendBody::Slice(slice)) => self.nodes[node].running().pool.borrow(slice).to_vec(),
-                        Some(SendBody::Page(page)) => page.to_vec(),
-                    };
-                    self.send(node, connection, term, &message, &bytes);
+                    self.goes_to(node, peer, connection);
+                    match body {
+                        None => self.send(node, connection, term, &message, &[]),
+                        Some(SendBody::Slice(slice)) => {
+                            let bytes = self.nodes[node].running().pool.borrow(slice);
+                            self.send(node, connection, term, &message, &bytes);
+                        }
+                        Some(SendBody::Page(page)) => self.send(node, connection, term, &message, &*page),
+                    }
                 }
-                Effect::CloseLink { peer, connection, .. } => {
-                    self.is_the_peer(peer);
+                Effect::CloseLink { peer, connection, why } => {
+                    self.goes_to(node, peer, connection);
+                    self.mark_close(&why);
                     self.close_link(node, connection);
                 }
-                Effect::Report(Report::Changed { .. }) => changed = true,
+                Effect::Report(report @ Report::Changed { .. }) => {
+                    self.mark_change(&report);
+                    changed = true;
+                }
                 other => later.push(other),
             }
         }
@@ -103,7 +111,10 @@ impl World {
         for effect in later {
             match effect {
                 Effect::Reply { session, tag, result, buf, more } => {
-                    let bytes = buf.into_iter().chain(more).flat_map(|b| self.give_back(node, b)).collect::<Vec<_>>();
+                    let mut bytes = Vec::new();
+                    for buf in buf.into_iter().chain(more) {
+                        bytes.extend_from_slice(&self.give_back(node, buf));
+                    }
                     self.reply(node, session, tag, result, &bytes);
                 }
                 Effect::Release(buf) => {
@@ -116,15 +127,17 @@ impl World {
         }
     }
 
-    fn is_the_peer(&self, peer: PeerNo) {
-        assert_eq!(peer, PEER, "there is one peer");
+    /// Links are known by their identity; a machine must not confuse its peers.
+    fn goes_to(&self, node: usize, peer: PeerNo, connection: ConnectionId) {
+        let to = self.links.iter().rev().find(|l| l.connection == connection).map(|l| l.other(node));
+        assert_eq!(to, Some(node_of(node, peer)), "{connection} is another peer's link");
     }
 
     /// The machine gives a buffer back; a write whose client is gone is then done with here.
-    fn give_back(&mut self, node: usize, buf: BufId) -> Vec<u8> {
+    fn give_back(&mut self, node: usize, buf: BufId) -> Rc<[u8]> {
         let bytes = self.nodes[node].running().pool.take(buf);
         self.buffer_returned(node, buf);
-        bytes.to_vec()
+        bytes
     }
 
     fn submit(&mut self, node: usize, op: OpId, range: ByteRange, data: DataOp) {
@@ -137,6 +150,7 @@ impl World {
     /// A data operation ends.
     pub(crate) fn disk_done(&mut self, node: usize, op: OpId) {
         let Some(end) = self.nodes[node].disk.finish(op) else { return };
+        self.learn_lies(node);
         let result = match end {
             Ok(None) => Ok(None),
             Ok(Some(stamps)) => Ok(Some(self.nodes[node].running().pool.give(stamp::to_bytes(&stamps)))),
@@ -153,7 +167,7 @@ impl World {
 
     fn reported(&mut self, node: usize, report: Report) {
         match report {
-            Report::ExclusionWanted { term, .. } => self.exclusion_wanted(node, term),
+            Report::ExclusionWanted { term, peer } => self.exclusion_wanted(node, node_of(node, peer), term),
             Report::DisconnectClients => {
                 let sessions: Vec<SessionId> = self.nodes[node].running().sessions.keys().copied().collect();
                 for session in sessions {

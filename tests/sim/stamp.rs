@@ -10,7 +10,6 @@ pub(crate) const GARBAGE: u64 = 1 << 63;
 /// The content of a sector never written, or zeroed.
 pub(crate) const ZERO: u64 = 0;
 
-const WORDS: usize = SECTOR / 8;
 const SECTOR_BITS: u32 = 24;
 
 /// The stamp of write number `write` for `sector`. Write numbers start at 1.
@@ -19,11 +18,22 @@ pub(crate) fn stamp(write: u64, sector: usize) -> u64 {
     write << SECTOR_BITS | (sector as u64 + 1)
 }
 
+/// Write numbers from here on are no writes: a disk made them up. Such a stamp keeps its value on its way through bytes.
+const ROT: u64 = 1 << 37;
+
+/// The stamp that rot number `number` leaves in `sector`.
+pub(crate) fn rot(number: u64, sector: usize) -> u64 {
+    stamp(ROT + number, sector)
+}
+
 /// The stamp as a reader of traces wants it: `write@sector`.
 pub(crate) fn show(stamp: u64) -> String {
     match stamp {
         ZERO => "zeros".to_owned(),
         s if s & GARBAGE != 0 => format!("garbage {:x}", s & !GARBAGE),
+        s if s >> SECTOR_BITS >= ROT => {
+            format!("rot{}@{}", (s >> SECTOR_BITS) - ROT, (s & ((1 << SECTOR_BITS) - 1)) - 1)
+        }
         s => format!("w{}@{}", s >> SECTOR_BITS, (s & ((1 << SECTOR_BITS) - 1)) - 1),
     }
 }
@@ -34,10 +44,11 @@ fn word(stamp: u64, i: usize) -> u64 {
 
 /// The bytes of the sectors with these stamps.
 pub(crate) fn to_bytes(stamps: &[u64]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(stamps.len() * SECTOR);
-    for &stamp in stamps {
-        for i in 0..WORDS {
-            bytes.extend_from_slice(&word(stamp, i).to_le_bytes());
+    let mut bytes = vec![0; stamps.len() * SECTOR];
+    let sectors = bytes.chunks_exact_mut(SECTOR).zip(stamps).filter(|&(_, &stamp)| stamp != ZERO);
+    for (sector, &stamp) in sectors {
+        for (i, place) in sector.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *place = word(stamp, i).to_le_bytes();
         }
     }
     bytes
@@ -50,7 +61,7 @@ pub(crate) fn of_bytes(bytes: &[u8]) -> Vec<u64> {
 }
 
 fn of_sector(sector: &[u8]) -> u64 {
-    let mut words = sector.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")));
+    let mut words = sector.as_chunks::<8>().0.iter().map(|&w| u64::from_le_bytes(w));
     let stamp = words.next().expect("a sector has words");
     let whole = words.enumerate().all(|(i, w)| w == word(stamp, i + 1));
     if whole && stamp & GARBAGE == 0 { stamp } else { GARBAGE | u64::from(crc32fast::hash(sector)) }

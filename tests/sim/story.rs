@@ -48,7 +48,7 @@ impl Story {
         story.rest();
         let founded = story.w.run_until(20 * SECOND, |w| w.operator.is_founded() && w.settled());
         assert!(founded, "a new pair comes into being:\n  {}", story.w.summary());
-        assert!(story.w.nodes[0].is_primary(story.w.now));
+        assert!(story.w.nodes[0].is_primary());
         story.w.operator.passive = true;
         story
     }

@@ -15,6 +15,8 @@ pub(crate) const SECOND: u64 = 1000 * MS;
 /// What one run is made of. A scenario starts from [`Options::calm`]; a seed from [`Options::draw`].
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// Nodes: 2, or 3, of which the first is the only one that is ever primary.
+    pub(crate) nodes: usize,
     /// Length of the data in bytes.
     pub(crate) data_len: u64,
     /// Slots of the activity log.
@@ -67,6 +69,14 @@ pub(crate) struct Options {
     pub(crate) both_every: u64,
     /// Mean time between operator's whims; 0: none.
     pub(crate) whim_every: u64,
+    /// Mean time between rotten sectors; 0: none.
+    pub(crate) rot_every: u64,
+    /// Mean time between damages to metadata; 0: none.
+    pub(crate) meta_damage_every: u64,
+    /// Mean time between replaced disks; 0: none.
+    pub(crate) replace_every: u64,
+    /// Mean time between stopped processes; 0: none.
+    pub(crate) pause_every: u64,
     /// Heartbeats lost, in a thousand.
     pub(crate) heartbeats_lost: u64,
     /// The operator promotes without looking.
@@ -83,6 +93,7 @@ impl Options {
     /// A small volume, steady clients, no faults.
     pub(crate) fn calm() -> Self {
         Self {
+            nodes: 2,
             data_len: 1 << 20,
             al_slots: 8,
             extent_len: 64 << 10,
@@ -109,6 +120,10 @@ impl Options {
             damage_every: 0,
             both_every: 0,
             whim_every: 0,
+            rot_every: 0,
+            meta_damage_every: 0,
+            replace_every: 0,
+            pause_every: 0,
             heartbeats_lost: 0,
             careless: false,
             unbounded: false,
@@ -142,6 +157,7 @@ impl Options {
                 flush_eio: rng.pick(&[0, 200, 1000]),
                 meta_eio: rng.pick(&[0, 0, 200, 1000]),
                 hang: rng.pick(&[0, 0, 100]),
+                ..DiskFaults::default()
             }
         } else {
             DiskFaults::default()
@@ -183,6 +199,44 @@ impl Options {
             unbounded: rng.chance(1, 12),
             echo_close: rng.coin(),
             drift_ppm_max: rng.pick(&[0, 200]),
+            ..Self::calm()
         }
+    }
+
+    /// A primary with two secondaries. Nothing makes a secondary primary, and the primary's power stays: see `docs/testing.md`.
+    fn trio(mut self, rng: &mut Rng) -> Self {
+        self.nodes = 3;
+        self.mode = Mode::Sync;
+        self.careless = false;
+        self.disk_faults = DiskFaults::default();
+        self.replace_every = 0;
+        self.cut_every = rng.pick(&[self.cut_every, SECOND / 2, SECOND]);
+        self
+    }
+
+    /// Adds what the first seeds did not know: disks that lie, rot or are exchanged, processes that stop for a while, and
+    /// limits so small that they are met all the time. A draw of its own, so that old seeds keep their meaning.
+    pub(crate) fn harden(mut self, rng: &mut Rng) -> Self {
+        let mut rate = |of_eight: u64, low: u64, high: u64| {
+            if rng.chance(of_eight, 8) { rng.between(low, high) * 100 * MS } else { 0 }
+        };
+        self.rot_every = rate(1, 2, 20);
+        self.meta_damage_every = rate(2, 3, 30);
+        self.replace_every = rate(2, 10, 40);
+        self.pause_every = rate(2, 10, 60);
+        if rng.chance(1, 8) {
+            self.disk_faults.dropped = rng.pick(&[0, 2000]);
+            self.disk_faults.misdirected = rng.pick(&[0, 2000]);
+        }
+        if rng.chance(1, 6) {
+            self = self.trio(rng);
+        }
+        if rng.chance(1, 5) {
+            self.limits.log_entries = rng.pick(&[8, 16, 32]);
+            self.limits.unstable_bytes = 8 << 10;
+            self.backlog_bytes_max = 8 << 10;
+            self.span = self.data_len / 512;
+        }
+        self
     }
 }

@@ -13,7 +13,7 @@ use repblk::wire::Message;
 use crate::client::Client;
 use crate::history::History;
 use crate::net::Link;
-use crate::node::{Node, letter};
+use crate::node::{NODES_MAX, Node, letter, others, peer_no};
 use crate::operator::Operator;
 use crate::rng::Rng;
 use crate::story::{Blow, Trap};
@@ -47,7 +47,7 @@ pub(crate) enum Event {
     /// Heartbeats are sent.
     Heartbeat,
     /// A heartbeat arrives.
-    PeerSeen { node: usize, life: u64, view: PeerView },
+    PeerSeen { node: usize, life: u64, from: usize, view: PeerView },
     /// A client looks for something to do.
     ClientTick { client: usize },
     /// The shell learns that a client is gone.
@@ -70,6 +70,26 @@ pub(crate) enum Event {
     Blow(Blow),
 }
 
+impl Event {
+    /// The node whose process has to run for this.
+    fn waits_for(&self) -> Option<usize> {
+        match *self {
+            Self::DiskDone { node, .. }
+            | Self::MetaDone { node, .. }
+            | Self::LinkUp { node, .. }
+            | Self::LinkDown { node, .. }
+            | Self::OldFrame { node, .. }
+            | Self::TurnEnd { node, .. }
+            | Self::Wake { node, .. }
+            | Self::PeerSeen { node, .. }
+            | Self::HostGone { node, .. }
+            | Self::Command { node, .. }
+            | Self::Stop { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+}
+
 /// Kinds of faults that happen by themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
@@ -87,6 +107,14 @@ pub(crate) enum Fault {
     Damage,
     /// The operator has a whim.
     Whim,
+    /// A sector of the data rots.
+    Rot,
+    /// A part of the metadata is damaged.
+    MetaDamage,
+    /// A disk is replaced by an empty one, or by an older copy of itself.
+    Replace,
+    /// A process is stopped for a while.
+    Pause,
 }
 
 /// A frame kept to turn up later.
@@ -112,8 +140,8 @@ pub(crate) struct World {
     pub(crate) now: u64,
     /// What this run is made of.
     pub(crate) options: Options,
-    /// The two servers.
-    pub(crate) nodes: [Node; 2],
+    /// The servers.
+    pub(crate) nodes: Vec<Node>,
     /// Links, oldest first; only the last can be alive.
     pub(crate) links: Vec<Link>,
     /// No link can be made before this time.
@@ -121,9 +149,9 @@ pub(crate) struct World {
     /// No heartbeat arrives before this time.
     pub(crate) beats_cut_until: u64,
     /// Clients cannot reach these nodes.
-    pub(crate) unreachable: [bool; 2],
+    pub(crate) unreachable: [bool; NODES_MAX],
     /// A frame of the present link for each receiver, to turn up when it is an old one.
-    pub(crate) keepsakes: [Option<OldFrame>; 2],
+    pub(crate) keepsakes: [Option<OldFrame>; NODES_MAX],
     /// The clients.
     pub(crate) clients: Vec<Client>,
     /// What they did.
@@ -141,7 +169,7 @@ pub(crate) struct World {
     /// What checkers remember.
     pub(crate) memory: crate::checkers::Memory,
     /// Coverage: how often something happened, by name.
-    pub(crate) marks: BTreeMap<&'static str, u64>,
+    pub(crate) marks: BTreeMap<String, u64>,
     pub(crate) rng: Rng,
     pub(crate) link_rng: Rng,
     pub(crate) client_rng: Rng,
@@ -156,7 +184,8 @@ impl World {
     /// Two formatted hosts, off, and nothing else.
     pub(crate) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let nodes = [Node::new(0, &options, &mut rng.fork(10)), Node::new(1, &options, &mut rng.fork(11))];
+        let labels = [10, 11, 14].into_iter().enumerate().take(options.nodes);
+        let nodes: Vec<Node> = labels.map(|(n, label)| Node::new(n, &options, &mut rng.fork(label))).collect();
         let sectors = usize::try_from(options.data_len / 512).expect("small");
         Self {
             now: 0,
@@ -164,10 +193,10 @@ impl World {
             links: Vec::new(),
             data_cut_until: 0,
             beats_cut_until: 0,
-            unreachable: [false; 2],
-            keepsakes: [None, None],
+            unreachable: [false; NODES_MAX],
+            keepsakes: [const { None }; NODES_MAX],
             clients: Vec::new(),
-            history: History::new(sectors),
+            history: History::new(sectors, options.nodes),
             operator: Operator::default(),
             answers: BTreeMap::new(),
             trap: None,
@@ -189,7 +218,7 @@ impl World {
 
     /// Both daemons start; clients, heartbeats, dialers, checkers and the operator begin their rounds.
     pub(crate) fn begin(&mut self) {
-        for node in 0..2 {
+        for node in 0..self.nodes.len() {
             let life = self.nodes[node].life;
             let delay = self.rng.wait(MS);
             self.after(delay, Event::Start { node, life });
@@ -202,11 +231,6 @@ impl World {
             self.clients.push(Client::default());
             self.after(30 * MS, Event::ClientTick { client });
         }
-    }
-
-    /// Something happened that runs should reach.
-    pub(crate) fn mark(&mut self, name: &'static str) {
-        *self.marks.entry(name).or_default() += 1;
     }
 
     /// `event` happens `delay` from now.
@@ -279,6 +303,11 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        if let Some(node) = event.waits_for().filter(|&node| self.is_paused(node)) {
+            let resumes = self.nodes[node].paused_until;
+            self.at(resumes, event);
+            return;
+        }
         match event {
             Event::DiskDone { node, life, op } if self.lives(node, life) => self.disk_done(node, op),
             Event::MetaDone { node, life, op } if self.lives(node, life) => self.meta_done(node, op),
@@ -293,8 +322,8 @@ impl World {
             }
             Event::Wake { node, life } if self.lives(node, life) => self.wake(node),
             Event::Heartbeat => self.heartbeat(),
-            Event::PeerSeen { node, life, view } if self.lives(node, life) => {
-                self.step(node, Input::PeerSeen { peer: crate::node::PEER, view });
+            Event::PeerSeen { node, life, from, view } if self.lives(node, life) => {
+                self.step(node, Input::PeerSeen { peer: peer_no(node, from), view });
             }
             Event::ClientTick { client } => self.client_tick(client),
             Event::HostGone { node, life, session } if self.lives(node, life) => self.host_gone(node, session),
@@ -307,7 +336,8 @@ impl World {
                 self.start(node);
             }
             Event::Unstall { link, from } => {
-                self.links[link].streams[from].stalled = false;
+                let end = self.links[link].end(from);
+                self.links[link].streams[end].stalled = false;
                 self.deliver(link, from);
             }
             Event::Blow(blow) => self.fall(blow),
@@ -325,19 +355,34 @@ impl World {
     pub(crate) fn start(&mut self, node: usize) {
         trace!(self, Some(node), '!', "start");
         let options = self.options.clone();
-        self.nodes[node].start(&options);
-        self.step(node, Input::TurnEnd);
+        match self.nodes[node].start(&options) {
+            Ok(found) => {
+                // Both are whole: the next damage is a single one again.
+                self.nodes[node].superblock_damaged &= found.iter().any(|name| name.contains("superblock"));
+                for name in found {
+                    self.mark(&name);
+                }
+                self.step(node, Input::TurnEnd);
+            }
+            Err(e) => {
+                assert!(self.nodes[node].superblock_damaged, "node {} cannot be attached: {e}", letter(node));
+                trace!(self, Some(node), '!', "cannot be attached: {e}");
+                self.mark("attach: both superblocks are damaged");
+                self.replace_by_empty(node);
+                self.restart_after(node, 10 * MS);
+            }
+        }
     }
 
     fn heartbeat(&mut self) {
-        for node in 0..2 {
-            let Some(view) = self.nodes[node].view(self.now) else { continue };
-            let to = 1 - node;
+        let pairs = (0..self.nodes.len()).flat_map(|node| others(node, self.nodes.len()).map(move |to| (node, to)));
+        for (node, to) in pairs.collect::<Vec<_>>() {
+            let Some(view) = self.nodes[node].view(to).filter(|_| !self.is_paused(node)) else { continue };
             let lost = self.link_rng.chance(self.options.heartbeats_lost, 1000) || self.now < self.beats_cut_until;
             let delay = self.link_rng.wait(self.options.latency);
             if !lost && self.nodes[to].process.is_some() {
                 let life = self.nodes[to].life;
-                self.after(delay, Event::PeerSeen { node: to, life, view });
+                self.after(delay, Event::PeerSeen { node: to, life, from: node, view });
             }
         }
         self.after(300 * MS, Event::Heartbeat);
@@ -356,7 +401,7 @@ impl World {
 
     /// One line that says how things are.
     pub(crate) fn summary(&self) -> String {
-        (0..2)
+        (0..self.nodes.len())
             .map(|n| match self.nodes[n].snapshot(self.now) {
                 None => format!("{}: down", letter(n)),
                 Some(s) => format!(
@@ -369,7 +414,7 @@ impl World {
                     s.frozen,
                     s.requests,
                     s.unstable_writes,
-                    s.peers[0]
+                    s.peers
                 ),
             })
             .collect::<Vec<_>>()

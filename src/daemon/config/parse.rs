@@ -108,7 +108,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
         let what = format!("pool_mib = {} is no power of two; write 64, 128, 256, 512, 1024, 2048 or 4096", pool.value);
         section.problem(pool.line, what);
     }
-    let spin = section.number("spin_us", 50, 0..=10_000);
+    let spin = section.number("spin_us", 100, 0..=10_000);
     let direct = section.switch("direct", false);
     let resume_primary = section.switch("resume_primary", true);
     let engine = section.parsed("engine", "it must be \"auto\" or \"thread\"", engine_of);

@@ -134,7 +134,7 @@ fn a_node_is_chosen_by_name_or_host() {
 #[test]
 fn a_complaint_is_one_line_whatever_the_file_holds() {
     let names = GOOD.replace("\"alpha\"", "\"al\\u001b[2Jpha\"");
-    let paths = GOOD.replace("device = ", "device = \"/dev/a\\nb\" #");
+    let paths = GOOD.replace("control = ", "control = \"/run/a\\nb\" #");
     for text in [names, paths, GOOD.replace("mode =", "\"mo\\nde\" =")] {
         for problem in Config::parse(&text, Path::new("r.toml")).expect_err("is wrong").problems {
             assert!(!problem.1.contains(char::is_control), "{problem:?}");

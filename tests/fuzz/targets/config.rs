@@ -71,7 +71,8 @@ fn render(config: &Config) -> String {
         let nbd = list(node.nbd.iter().map(ToString::to_string).collect());
         writeln!(text, "[[node]]\nname = {}\ndata = {}", quoted(&node.name), quoted(&node.data.to_string()))
             .expect(say);
-        writeln!(text, "heartbeat = [{heartbeat}]\nnbd = [{nbd}]\ncontrol = {}", path(&node.control)).expect(say);
+        writeln!(text, "heartbeat = [{heartbeat}]\nnbd = [{nbd}]").expect(say);
+        writeln!(text, "control = {}\nsaved = {}", path(&node.control), path(&node.saved)).expect(say);
     }
     for volume in &config.volumes {
         render_volume(volume, &mut text);

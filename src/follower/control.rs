@@ -1,0 +1,178 @@
+//! Asking a running `repblk attach` how it is, and ending it.
+//!
+//! One line of JSON each way on its control socket.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Files;
+use super::hub::Event;
+use super::memory::Memory;
+use crate::daemon::sockets::UnixSocket;
+use crate::nbd::Standing;
+
+/// Longest wait for either side.
+const WORD_TIME: Duration = Duration::from_secs(5);
+/// Longest question in bytes.
+const ASK_MAX: u64 = 256;
+
+/// What can be asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Ask {
+    Status,
+    Detach,
+}
+
+/// How an attached device is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this form.
+    pub schema: u32,
+    /// The volume.
+    pub volume: String,
+    /// The process.
+    pub pid: u32,
+    /// `following`, `seeking`, `in doubt` or `failed`.
+    pub state: String,
+    /// Why a primary that is there is not followed.
+    pub doubt: Option<String>,
+    /// The primary in use; when there is none, the one that answered last.
+    pub node: Option<String>,
+    /// Its term.
+    pub term: Option<u64>,
+    /// The generation of its data.
+    pub generation: Option<String>,
+    /// Its mode.
+    pub mode: Option<String>,
+    /// Bytes of the device; none before the first primary is found.
+    pub size_bytes: Option<u64>,
+    /// Local NBD clients.
+    pub clients: usize,
+    /// Requests that are not answered yet.
+    pub open_requests: usize,
+    /// Times that another connection had to be made.
+    pub failovers: u64,
+    /// How long the last of them took, from the loss to the next primary, in milliseconds.
+    pub last_gap_ms: Option<u64>,
+    /// The addresses.
+    pub servers: Vec<ServerStatus>,
+}
+
+/// One address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Where.
+    pub address: String,
+    /// Why the last attempt there found no primary; empty when it did, or none was made.
+    pub last_refusal: String,
+}
+
+/// The addresses that are dialled, and why the last attempt at each found no primary.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Servers(BTreeMap<String, String>);
+
+impl Servers {
+    pub(super) fn new(addresses: impl Iterator<Item = String>) -> Self {
+        Self(addresses.map(|address| (address, String::new())).collect())
+    }
+
+    pub(super) fn note(&mut self, address: String, why: String) {
+        self.0.insert(address, why);
+    }
+}
+
+impl Status {
+    /// What is common to all devices; the numbers are zero.
+    pub(super) fn of(volume: &str, state: &str, standing: Option<&Standing>, servers: &Servers) -> Self {
+        let server =
+            |(address, why): (&String, &String)| ServerStatus { address: address.clone(), last_refusal: why.clone() };
+        Self {
+            schema: 1,
+            volume: volume.to_owned(),
+            pid: std::process::id(),
+            state: state.to_owned(),
+            doubt: None,
+            node: standing.map(|standing| standing.node.clone()),
+            term: standing.map(|standing| standing.term.0),
+            generation: standing.map(|standing| standing.lineage.current.to_string()),
+            mode: standing.map(|standing| standing.mode.to_string()),
+            size_bytes: None,
+            clients: 0,
+            open_requests: 0,
+            failovers: 0,
+            last_gap_ms: None,
+            servers: servers.0.iter().map(server).collect(),
+        }
+    }
+}
+
+/// Asks how the device of a volume is. None when no `repblk attach` runs for it.
+///
+/// # Errors
+/// A sentence.
+pub fn ask_status(files: &Files) -> Result<Option<Status>, String> {
+    let place = files.control.display();
+    let Some(line) = ask(&files.control, Ask::Status)? else { return Ok(None) };
+    serde_json::from_str(&line)
+        .map(Some)
+        .map_err(|error| format!("the process at {place} says something else: {error}"))
+}
+
+/// Ends a `repblk attach`, if one runs, waits for its end, and forgets what it was acknowledged. True when there was anything to
+/// end or to forget.
+///
+/// # Errors
+/// A sentence.
+pub fn detach(files: &Files) -> Result<bool, String> {
+    let ran = ask(&files.control, Ask::Detach)?.is_some();
+    let forgotten = Memory::new(files.memory.clone()).clear()?;
+    Ok(ran || forgotten)
+}
+
+/// Everything that the process says until it closes the connection; none when there is no process.
+fn ask(control: &Path, ask: Ask) -> Result<Option<String>, String> {
+    let Ok(mut stream) = StdUnixStream::connect(control) else { return Ok(None) };
+    let mut talk = || {
+        stream.set_read_timeout(Some(WORD_TIME))?;
+        stream.set_write_timeout(Some(WORD_TIME))?;
+        writeln!(stream, "{}", serde_json::to_string(&ask)?)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(Some(answer))
+    };
+    talk().map_err(|error: std::io::Error| format!("the process at {} does not answer: {error}", control.display()))
+}
+
+/// Answers whoever asks, for ever.
+pub(super) async fn keep_answering(socket: UnixSocket, events: mpsc::Sender<Event>) {
+    loop {
+        match socket.listener.accept().await {
+            Ok((stream, _)) => {
+                let events = events.clone();
+                tokio::spawn(tokio::time::timeout(WORD_TIME, answer(stream, events)));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, events: mpsc::Sender<Event>) -> Option<()> {
+    let (reader, mut writer) = stream.split();
+    let mut line = String::new();
+    BufReader::new(reader.take(ASK_MAX)).read_line(&mut line).await.ok()?;
+    let ask: Ask = serde_json::from_str(&line).ok()?;
+    let (answer, status) = oneshot::channel();
+    events.send(Event::Control { ask, answer }).await.ok()?;
+    let mut text = serde_json::to_string(&status.await.ok()?).ok()?;
+    text.push('\n');
+    writer.write_all(text.as_bytes()).await.ok()
+}
