@@ -541,7 +541,8 @@ fn a_read_that_is_larger_than_a_share_comes_in_pieces() {
         let len = |n: usize| u32::try_from(n).expect("small");
         stream.write_all(&request(1, 1, 1, 513, len(data.len()))).expect("sent");
         stream.write_all(&data).expect("sent");
-        let answer = if structured { 20 } else { 16 };
+        // Success without data is one simple reply in both forms.
+        let answer = 16;
         stream.read_exact(&mut vec![0; answer]).expect("the write's reply");
         for _ in 0..3 {
             // All in one chunk where the form has chunks.
@@ -590,8 +591,8 @@ fn block_status_tells_holes_and_data() {
     let mut stream = node.client(1, manners);
     stream.write_all(&request(1, 0, 1, 4096, 4096)).expect("sent");
     stream.write_all(&[1; 4096]).expect("sent");
-    let mut reply = [0; 20];
-    stream.read_exact(&mut reply).expect("a chunk");
+    let mut reply = [0; 16];
+    stream.read_exact(&mut reply).expect("a simple reply");
     stream.write_all(&request(7, 0, 2, 0, 16384)).expect("sent");
     let mut reply = [0u8; 20 + 4 + 3 * 8];
     stream.read_exact(&mut reply).expect("a chunk");

@@ -100,6 +100,8 @@ fn season(mode: &'static str, seed: u64, spells: &[Weather]) {
         book.settle(&mut pair.alpha.client());
         ledger = Ledger::resume(&places, book, rng.next());
     }
+    // After an audit in the last spell the load has only just begun again.
+    ledger.wait_more(1, LONG);
     let mut book = ledger.stop();
     pair.assert_identical();
     book.settle(&mut pair.alpha.client());
