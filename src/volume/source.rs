@@ -80,6 +80,13 @@ impl Volume {
             self.drop_link(now, peer, "protocol error: a target is ready that was not asked".into(), out);
             return;
         }
+        // It has left the generation it was behind at. Should a copy of that generation come back, it is an older one, and lacks
+        // what this resync is about to call clean.
+        let slot = self.slot(peer);
+        let present = self.book.get().lineage.current;
+        if self.record(peer).base != present {
+            self.book.change(|superblock| superblock.peers[slot].base = present);
+        }
         let dirty = self.peer(peer).bitmap.count();
         let outgoing = Outgoing::new(now, dirty, self.config.pace);
         self.set_sync(peer, Sync::SourceRunning(outgoing));
