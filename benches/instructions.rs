@@ -116,7 +116,8 @@ fn activity_log(count: u64) {
 /// Two machines with a link, disks that hold nothing, and time that stands still.
 struct Duet {
     volumes: [Volume; 2],
-    inputs: VecDeque<(usize, Input)>,
+    /// What each machine has still to hear, in order.
+    inputs: [VecDeque<Input>; 2],
     effects: Vec<Effect>,
     now: Moment,
     replies: u64,
@@ -130,23 +131,23 @@ impl Duet {
     fn new(mode: Mode) -> Self {
         let mut duet = Self {
             volumes: [volume(0, mode), volume(1, mode)],
-            inputs: VecDeque::new(),
+            inputs: [VecDeque::new(), VecDeque::new()],
             effects: Vec::new(),
             now: Moment(1_000_000_000),
             replies: 0,
         };
         for node in 0..2 {
-            duet.inputs.push_back((node, Input::Wake));
+            duet.inputs[node].push_back(Input::Wake);
         }
+        duet.run();
+        let command = Command::Promote { force: true, peer_is_down: true };
+        duet.inputs[0].push_back(Input::Command { ticket: Ticket(1), command });
+        duet.inputs[0].push_back(Input::HostHere { session: SESSION });
         duet.run();
         for node in 0..2 {
             let (connection, instance) = (ConnectionId(1), instance(1 - node));
-            duet.inputs.push_back((node, Input::LinkUp { peer: PEER, connection, instance }));
+            duet.inputs[node].push_back(Input::LinkUp { peer: PEER, connection, instance });
         }
-        duet.run();
-        let command = Command::Promote { force: true, peer_is_down: false };
-        duet.inputs.push_back((0, Input::Command { ticket: Ticket(1), command }));
-        duet.inputs.push_back((0, Input::HostHere { session: SESSION }));
         duet.run();
         while !duet.is_even() {
             duet.now = duet.now.after(Duration::from_millis(1));
@@ -155,7 +156,7 @@ impl Duet {
                 "the pair does not get in sync: {:?}",
                 duet.volumes[0].snapshot(duet.now)
             );
-            (0..2).for_each(|node| duet.inputs.push_back((node, Input::Wake)));
+            (0..2).for_each(|node| duet.inputs[node].push_back(Input::Wake));
             duet.run();
         }
         duet.writes(DATA_LEN / BLOCK, BATCH);
@@ -200,21 +201,17 @@ impl Duet {
     }
 
     fn host(&mut self, tag: u64, op: HostOp, range: ByteRange) {
-        self.inputs.push_back((0, Input::Host { session: SESSION, tag, op, range, fua: false }));
+        self.inputs[0].push_back(Input::Host { session: SESSION, tag, op, range, fua: false });
     }
 
-    /// Until nothing happens any more: all inputs of a node, then the end of its turn.
+    /// Until nothing happens any more: all inputs of a machine, then the end of its turn.
     fn run(&mut self) {
-        while !self.inputs.is_empty() {
+        while self.inputs.iter().any(|inputs| !inputs.is_empty()) {
             for node in 0..2 {
-                let mine = self.inputs.iter().filter(|(to, _)| *to == node).count();
-                for _ in 0..self.inputs.len() {
-                    let (to, input) = self.inputs.pop_front().expect("counted");
-                    if to == node {
-                        self.step(node, input);
-                    } else {
-                        self.inputs.push_back((to, input));
-                    }
+                let mine = self.inputs[node].len();
+                for _ in 0..mine {
+                    let input = self.inputs[node].pop_front().expect("counted");
+                    self.step(node, input);
                 }
                 if mine > 0 {
                     self.step(node, Input::TurnEnd);
@@ -235,13 +232,13 @@ impl Duet {
     fn perform(&mut self, node: usize, effect: Effect) {
         match effect {
             Effect::DiskRead { op, .. } => {
-                self.inputs.push_back((node, Input::DiskDone { op, result: Ok(Some(BufId(0))) }));
+                self.inputs[node].push_back(Input::DiskDone { op, result: Ok(Some(BufId(0))) });
             }
             Effect::DiskReadSparse { op, .. }
             | Effect::DiskWrite { op, .. }
             | Effect::DiskZero { op, .. }
-            | Effect::DiskFlush { op } => self.inputs.push_back((node, Input::DiskDone { op, result: Ok(None) })),
-            Effect::MetaCommit { op, .. } => self.inputs.push_back((node, Input::MetaDone { op, result: Ok(()) })),
+            | Effect::DiskFlush { op } => self.inputs[node].push_back(Input::DiskDone { op, result: Ok(None) }),
+            Effect::MetaCommit { op, .. } => self.inputs[node].push_back(Input::MetaDone { op, result: Ok(()) }),
             Effect::Send { connection, term, message, body, .. } => {
                 let input = match (message, body) {
                     (Message::BitmapPage { index }, Some(SendBody::Page(page))) => {
@@ -252,13 +249,14 @@ impl Duet {
                         Input::Peer { peer: PEER, connection, term, message, buf }
                     }
                 };
-                self.inputs.push_back((1 - node, input));
+                self.inputs[1 - node].push_back(input);
             }
             Effect::Reply { result, .. } => {
                 assert_eq!(result, Ok(()), "nothing fails here");
                 self.replies += 1;
             }
-            Effect::Report(Report::ExclusionWanted { .. }) | Effect::CloseLink { .. } => panic!("the pair came apart"),
+            Effect::CloseLink { why, .. } => panic!("the pair came apart: {why}"),
+            Effect::Report(Report::ExclusionWanted { .. }) => panic!("the pair came apart"),
             Effect::Answer { result, .. } => result.expect("it may be promoted"),
             Effect::Release(_) | Effect::Report(_) => {}
         }
