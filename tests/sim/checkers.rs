@@ -281,6 +281,9 @@ impl World {
         let mut tries = 0;
         let settled = self.run_until(CONVERGE_MAX, |w| {
             tries += 1;
+            if tries % 400 == 0 {
+                w.end_excluded_primaries();
+            }
             // A primary that minted a generation to go on alone, and died before it was allowed to, splits from a peer that
             // is promoted in its place, although it acknowledged nothing alone. That is safe, and takes an operator.
             if (w.memory.forked || w.memory.split_brain) && tries % 2000 == 0 {

@@ -291,6 +291,18 @@ impl World {
         self.order(node, Command::Promote { force: false, peer_is_down: true });
     }
 
+    /// A primary that waits for an exclusion it will never get cannot be demoted, and does not greet: its daemon is ended.
+    pub(crate) fn end_excluded_primaries(&mut self) {
+        for node in 0..self.nodes.len() {
+            let waits = self.operator.wants[node].iter().any(Option::is_some);
+            if waits && self.operator.excluded[node] && self.nodes[node].is_primary() {
+                self.mark("an excluded primary was ended");
+                self.kill(node);
+                self.restart_after(node, 10 * MS);
+            }
+        }
+    }
+
     /// After a split brain: the copy to be given up is given up.
     pub(crate) fn resolve_split(&mut self) {
         let primaries = [0, 1].map(|n: usize| self.nodes[n].is_primary());

@@ -66,6 +66,22 @@ fn a_generation_outlives_the_data_it_vouches_for() {
     }
 }
 
+/// A copy that is behind is brought up to date halfway, and is then set back to a snapshot from before: the source had called blocks
+/// clean that the snapshot lacks.
+#[test]
+fn a_copy_is_set_back_while_it_is_brought_up_to_date() {
+    let mut s = Story::with(51, Options { rate_max: 256 << 10, clients: 2, ..Options::calm() });
+    s.load(100 * MS).w.kill(B);
+    let old = s.w.nodes[B].disk.image();
+    s.load(800 * MS).start(B);
+    let running = s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent));
+    assert!(running, "the resync runs:\n  {}", s.w.summary());
+    s.wait(300 * MS).w.kill(B);
+    s.w.nodes[B].disk.restore(old);
+    s.w.operator.exchanged[B] = true;
+    s.start(B).settles().ends();
+}
+
 /// The host keeps a small transfer log full for ever: the resync must come to its end all the same.
 #[test]
 fn a_busy_host_does_not_starve_a_resync() {

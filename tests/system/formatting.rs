@@ -37,7 +37,8 @@ fn a_file_system_and_older_metadata_are_not_overwritten() {
 
 #[test]
 fn adopted_data_is_kept_and_fills_the_peer() {
-    let mut pair = Pair::new(&Setup::default());
+    // The first resync is slow enough that the empty copy is still being filled when it is asked.
+    let mut pair = Pair::new(&Setup { volume_keys: "resync_rate_max_mib_s = 8", ..Setup::default() });
     // 28 MiB of file system on a device of 32 MiB leave room for the metadata.
     mkfs(&pair.alpha.device, Some("7168"));
     let device = File::options().write(true).open(&pair.alpha.device).expect("opens");
