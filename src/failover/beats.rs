@@ -121,18 +121,22 @@ impl Failover {
         } else if !self.sentry.hear(now, path, beat.incarnation, beat.sequence, hears_us) {
             return;
         }
+        if self.heard.is_some_and(|(_, last)| last.incarnation != beat.incarnation) {
+            // What was proved of its last life says nothing about this one.
+            self.inquiry = None;
+        }
         self.echoes[path] = Some((beat.incarnation, beat.sequence, now));
         self.heard = Some((now, beat));
         // Two primaries: the record says which of them is one.
         self.read_now |= beat.look || (beat.role == Role::Primary && self.volume.role == Role::Primary);
-        self.learn_from(now, &beat, sent);
+        self.learn_from(&beat, sent);
         if beat.probe && !self.sent.is_empty() {
             let answer = self.beat(now, path, true, false);
             out.push(Effect::Beat { path, beat: answer });
         }
     }
 
-    fn learn_from(&mut self, _now: Moment, beat: &Beat, sent: Option<Moment>) {
+    fn learn_from(&mut self, beat: &Beat, sent: Option<Moment>) {
         let counted = self.book.record().is_some_and(|record| record.in_sync.contains(&beat.instance));
         if let (Some(sent), true, true, Role::Secondary) = (sent, beat.patient, counted, beat.role)
             && self.holding.is_some()

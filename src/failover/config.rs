@@ -177,6 +177,8 @@ pub struct Config {
     pub paths: usize,
     /// Who decides.
     pub arbiter: Arbiter,
+    /// Mode `etcd`: an agent runs on the peer's host and can prove its daemon dead. In mode `agent` one always does.
+    pub agent: bool,
     /// Times; the shell has [checked](Timing::check) them.
     pub timing: Timing,
     /// This node takes over by itself.

@@ -295,6 +295,7 @@ impl Failover {
             // A sign of life of whoever writes, or of somebody who became writer.
             self.patience.again(now);
             self.renewal_seen = Some(now);
+            self.inquiry = None;
         }
         if self.book.floor() > self.remembered {
             self.remembered = self.book.floor();
@@ -381,7 +382,7 @@ impl Failover {
             maintenance: record.is_some_and(|record| record.maintenance),
             spent: past.automatic_within_an_hour(self.unix_ms(now)) >= self.config.automatic_per_hour,
             dwelt: self.dwelt(now),
-            agent: self.config.arbiter == Arbiter::Agent,
+            agent: self.config.agent || self.config.arbiter == Arbiter::Agent,
             proof: self.inquiry.map_or(Proof::None, |inquiry| inquiry.proof),
             fence_turn: self.silent_since.is_some_and(|at| now.since(at) >= timing.fence_delay),
             wish,

@@ -30,7 +30,7 @@ pub(super) enum Stage {
     /// The record is asked to name this node.
     Claiming { term: Term, rule: Rule, force: bool },
     /// The volume becomes primary.
-    Starting { term: Term, rule: Rule, force: bool },
+    Starting { term: Term, force: bool },
     /// The volume finishes what is under way and becomes secondary.
     Draining { ticket: Ticket },
     /// The record shall name nobody, and then the peer.
@@ -94,7 +94,7 @@ impl Failover {
             Stage::Rest => self.rest(now, out),
             Stage::Promising { term, rule, force } => self.promising(now, term, rule, force, out),
             Stage::Claiming { term, rule, force } => self.claiming(now, term, rule, force, out),
-            Stage::Starting { term, force, .. } => self.direct(now, Directive::TakeOver { term, force }, out),
+            Stage::Starting { term, force } => self.direct(now, Directive::TakeOver { term, force }, out),
             Stage::Draining { ticket } => self.draining(now, ticket, out),
             Stage::Offering { ticket, until } => self.offering(now, ticket, until, out),
         }
@@ -171,7 +171,7 @@ impl Failover {
             }
             (rule, Verdict::TakeOver) => {
                 self.happened(now, term, rule, &view, out);
-                self.starts(now, term, rule, force, out);
+                self.starts(now, term, force, out);
             }
             (rule, _) => self.gives_up(now, rule, &view, out),
         }
@@ -182,7 +182,7 @@ impl Failover {
         if self.book.record().is_some_and(mine) {
             let episode = self.book.record().and_then(|record| record.history.episodes().last().cloned());
             out.extend(episode.map(Effect::Happened));
-            self.starts(now, term, rule, force, out);
+            self.starts(now, term, force, out);
             return;
         }
         if !self.book.may_ask(now) {
@@ -217,10 +217,10 @@ impl Failover {
         self.book.swap(now, record, out);
     }
 
-    fn starts(&mut self, now: Moment, term: Term, rule: Rule, force: bool, out: &mut Effects) {
+    fn starts(&mut self, now: Moment, term: Term, force: bool, out: &mut Effects) {
         self.holding = Some(term);
         self.renewed = None;
-        self.stage = Stage::Starting { term, rule, force };
+        self.stage = Stage::Starting { term, force };
         self.direct(now, Directive::TakeOver { term, force }, out);
     }
 

@@ -288,6 +288,11 @@ impl Volume {
         link.exclusion = Some(Exclusion { durable: false, allowed: false, term, asked: now });
         self.leave_behind(Some(Then::Excluded(peer)), "a peer that was in sync is gone", out);
         out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
+        // A target was told the generation that it comes to; it has to be told the new one.
+        let targets: Vec<PeerNo> = self.peer_numbers().filter(|&p| self.peer(p).is_target()).collect();
+        for target in targets {
+            self.drop_link(now, target, "the generation changed meanwhile; both greet again".into(), out);
+        }
     }
 
     /// Mints a generation that absent peers do not have.

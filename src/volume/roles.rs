@@ -37,15 +37,35 @@ pub(super) enum Goal {
     Shutdown,
 }
 
+/// Peers whose word is awaited.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Awaited(u8);
+
+const _: () = assert!(crate::meta::PEER_SLOTS <= 8, "a peer is a bit");
+
+impl Awaited {
+    fn with(self, peer: PeerNo) -> Self {
+        Self(self.0 | 1 << peer.0)
+    }
+
+    fn without(self, peer: PeerNo) -> Self {
+        Self(self.0 & !(1 << peer.0))
+    }
+
+    fn has(self, peer: PeerNo) -> bool {
+        self != self.without(peer)
+    }
+}
+
 /// A change of role under way. `ticket` is none when the node acts by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Transition {
     None,
-    /// A peer's consent is awaited.
+    /// The consent of peers is awaited.
     Claiming {
         ticket: Option<Ticket>,
         term: Term,
-        peer: PeerNo,
+        awaited: Awaited,
         until: Moment,
     },
     /// Being primary is being made durable.
@@ -247,18 +267,19 @@ impl Volume {
     ) -> Result<(), Refusal> {
         self.check_promote(now, force, peer_is_down)?;
         let term = self.term().next();
-        let linked = self.peer_numbers().find(|&p| matches!(self.peer(p).link, Link::Up { .. }));
-        match linked {
-            Some(peer) => self.claim(now, ticket, term, peer, out),
-            None => self.take_role(now, ticket, term, out),
+        let linked: Vec<PeerNo> =
+            self.peer_numbers().filter(|&p| matches!(self.peer(p).link, Link::Up { .. })).collect();
+        if linked.is_empty() {
+            self.take_role(now, ticket, term, out);
+            return Ok(());
+        }
+        // All are asked at once: the first answer brings the new term with it, and later questions would seem old.
+        let awaited = linked.iter().fold(Awaited::default(), |awaited, &p| awaited.with(p));
+        self.transition = Transition::Claiming { ticket, term, awaited, until: now.after(CONSENT) };
+        for peer in linked {
+            self.send(peer, Message::Claim { term }, None, out);
         }
         Ok(())
-    }
-
-    /// Asks a peer for consent; whoever is linked is asked, one after the other.
-    fn claim(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, peer: PeerNo, out: &mut Effects) {
-        self.transition = Transition::Claiming { ticket, term, peer, until: now.after(CONSENT) };
-        self.send(peer, Message::Claim { term }, None, out);
     }
 
     /// Makes being primary at `term` durable.
@@ -385,11 +406,11 @@ impl Volume {
 
     pub(super) fn granted(&mut self, now: Moment, from: PeerNo, granted: Term, out: &mut Effects) {
         match self.transition {
-            Transition::Claiming { ticket, term, peer, .. } if (term, peer) == (granted, from) => {
-                let next = self.peer_numbers().find(|&p| p > from && matches!(self.peer(p).link, Link::Up { .. }));
-                match next {
-                    Some(peer) => self.claim(now, ticket, term, peer, out),
-                    None => self.take_role(now, ticket, term, out),
+            Transition::Claiming { ticket, term, awaited, until } if term == granted && awaited.has(from) => {
+                let awaited = awaited.without(from);
+                self.transition = Transition::Claiming { ticket, term, awaited, until };
+                if awaited == Awaited::default() {
+                    self.take_role(now, ticket, term, out);
                 }
             }
             _ => {}
@@ -535,10 +556,11 @@ impl Volume {
                     self.stable_goal = self.log.last();
                 }
             }
-            Transition::Claiming { ticket, peer, .. } if overdue => {
+            Transition::Claiming { ticket, awaited, .. } if overdue => {
                 self.mark(Mark::ClaimOverdue);
                 self.transition = Transition::None;
-                let name = self.peer(peer).name.clone();
+                let silent = self.peer_numbers().filter(|&p| awaited.has(p)).map(|p| self.peer(p).name.as_str());
+                let name = silent.collect::<Vec<_>>().join(", ");
                 let why = refusal(
                     Rule::PeerSilent,
                     format!("{name} did not answer"),
@@ -669,9 +691,9 @@ impl Volume {
     /// A link that a change of role needs is lost.
     pub(super) fn transition_lost(&mut self, lost: PeerNo, out: &mut Effects) {
         match self.transition {
-            Transition::Claiming { ticket, peer, .. } if peer == lost => {
+            Transition::Claiming { ticket, awaited, .. } if awaited.has(lost) => {
                 self.transition = Transition::None;
-                let name = self.peer(peer).name.clone();
+                let name = self.peer(lost).name.clone();
                 let why =
                     refusal(Rule::PeerSilent, format!("the link to {name} was lost while it was asked"), "Ask again");
                 out.extend(ticket.map(|ticket| Effect::Answer { ticket, result: Err(why) }));

@@ -1,7 +1,7 @@
 //! Scenarios as text: what is done on the left margin's words, what is expected after `expect`.
 //!
 //! ```text
-//! mode etcd                      etcd, fence, agent or none; comes first
+//! mode etcd [and agent]          etcd, fence, agent or none; comes first
 //! set settled=0s budget=2        times and bounds that differ from the defaults
 //! run 5s                         time passes
 //! kill a | kill-host a           the process, or its whole host, ends
@@ -53,6 +53,7 @@ struct Script {
     mode: Arbiter,
     timing: Timing,
     budget: usize,
+    agents: bool,
     world: Option<World<Calm>>,
     backup: Option<Option<String>>,
 }
@@ -60,7 +61,7 @@ struct Script {
 /// Runs a script; panics with the line that does not hold.
 pub(crate) fn run(name: &str, text: &str) {
     let timing = Timing { settled: Duration::ZERO, ..Timing::default() };
-    let mut script = Script { mode: Arbiter::Etcd, timing, budget: 2, world: None, backup: None };
+    let mut script = Script { mode: Arbiter::Etcd, timing, budget: 2, agents: false, world: None, backup: None };
     let mut expectations = 0;
     for (number, line) in text.lines().enumerate() {
         let words: Vec<&str> = line.split('#').next().expect("split gives a part").split_whitespace().collect();
@@ -79,9 +80,9 @@ pub(crate) fn run(name: &str, text: &str) {
 
 impl Script {
     fn world(&mut self) -> &mut World<Calm> {
-        let (mode, timing, budget) = (self.mode, self.timing, self.budget);
+        let (mode, timing, budget, agents) = (self.mode, self.timing, self.budget, self.agents);
         self.world.get_or_insert_with(|| {
-            let mut world = World::healthy(mode, timing, Calm);
+            let mut world = World::healthy_with(mode, timing, Calm, agents);
             world.set_budget(budget);
             world
         })
@@ -90,6 +91,7 @@ impl Script {
     fn act(&mut self, place: &str, words: &[&str]) {
         match words {
             ["mode", word] => self.mode = mode(word),
+            ["mode", word, "and", "agent"] => (self.mode, self.agents) = (mode(word), true),
             ["set", pairs @ ..] => {
                 for pair in pairs {
                     let (key, value) = pair.split_once('=').expect("key=value");

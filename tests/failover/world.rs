@@ -172,6 +172,8 @@ pub(crate) struct World<F> {
     arbiter: Arbiter,
     timing: Timing,
     automatic_per_hour: usize,
+    /// Agents run on both hosts besides the arbiter.
+    agents: bool,
     // The network.
     /// Data link is cut, beats from `i` to the other are cut.
     pub(crate) cut_link: bool,
@@ -232,6 +234,7 @@ impl<F: Fate> World<F> {
             arbiter,
             timing,
             automatic_per_hour: 1000,
+            agents: false,
             cut_link: false,
             cut_beats: [false; 2],
             cut_until: 0,
@@ -262,7 +265,13 @@ impl<F: Fate> World<F> {
 
     /// `a` is primary and `b` in sync, and the record says so.
     pub(crate) fn healthy(arbiter: Arbiter, timing: Timing, fate: F) -> Self {
+        Self::healthy_with(arbiter, timing, fate, false)
+    }
+
+    /// The same, with agents on both hosts.
+    pub(crate) fn healthy_with(arbiter: Arbiter, timing: Timing, fate: F, agents: bool) -> Self {
         let mut world = Self::new(arbiter, timing, fate);
+        world.agents = agents;
         for node in &mut world.nodes {
             (node.copy.term, node.copy.met_peer) = (Term(7), true);
         }
@@ -343,6 +352,7 @@ impl<F: Fate> World<F> {
             incarnation: life,
             paths: 2,
             arbiter: self.arbiter,
+            agent: self.agents,
             timing: self.timing,
             automatic: true,
             automatic_per_hour: self.automatic_per_hour,

@@ -15,6 +15,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::node::NODES_MAX;
 use crate::stamp;
 
 /// Both nodes of a pair.
@@ -87,6 +88,8 @@ pub(crate) struct History {
     versions: Vec<Version>,
     sectors: Vec<Vec<u32>>,
     clock: u64,
+    /// When each node lost power last.
+    lost: [u64; NODES_MAX],
     /// What disks that lied have put or left into sectors. Nobody can be blamed for it.
     excused: BTreeSet<(usize, u64)>,
 }
@@ -102,6 +105,7 @@ impl History {
             versions: Vec::new(),
             sectors: vec![Vec::new(); sectors],
             clock: 0,
+            lost: [0; NODES_MAX],
             excused: BTreeSet::new(),
         }
     }
@@ -150,6 +154,10 @@ impl History {
         let now = self.tick();
         let version = &mut self.versions[number as usize];
         assert_eq!(version.end, End::Open, "a write is acknowledged once");
+        // A node that lost power after it had said that it has it, and before the client was told, need not have it.
+        let kept =
+            (0..NODES_MAX).filter(|&node| self.lost[node] < version.begun).fold(0, |bits, node| bits | bit(node));
+        let held = held & (kept | stable);
         *version = Version { end: End::Over(now), acknowledged: true, held, stable, ..version.clone() };
     }
 
@@ -183,6 +191,7 @@ impl History {
 
     /// A node lost power: what was not stable on it is not held by it any more.
     pub(crate) fn power_lost(&mut self, node: usize) {
+        self.lost[node] = self.tick();
         for version in &mut self.versions {
             version.held &= !bit(node);
         }
@@ -295,7 +304,6 @@ impl History {
                 let content = Content::Seen(stamp);
                 let end = End::Over(now);
                 self.versions.push(Version { content, begun: now - 1, end, acknowledged: true, held, stable });
-                self.sectors[sector].retain(|&n| self.versions[n as usize].end.at().is_none_or(|e| e >= floor));
                 self.sectors[sector].push(number);
             }
         }
