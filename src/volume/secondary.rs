@@ -45,6 +45,8 @@ pub(super) struct Stream {
     term: Term,
     items: VecDeque<Item>,
     held: usize,
+    /// No write before this one is held: looking from the front each time would cost the square of a batch.
+    held_from: Seq,
     received: Seq,
     written: Seq,
     stable: Seq,
@@ -65,6 +67,7 @@ impl Stream {
             term,
             items: VecDeque::new(),
             held: 0,
+            held_from: after,
             received: after,
             written: after,
             stable,
@@ -218,19 +221,23 @@ impl Volume {
 
     fn apply_held(&mut self, stream: &mut Stream, out: &mut Effects) {
         let mut blocked: Vec<ByteRange> = Vec::new();
-        for at in 0..stream.items.len() {
+        let mut first_left = None;
+        let first = stream.items.partition_point(|item| item.seq < stream.held_from);
+        for at in first..stream.items.len() {
             let Item { seq, range, change, stage } = stream.items[at];
             if stage != Applied::Held {
                 continue;
             }
             if stream.fence.is_some_and(|fence| seq > fence) {
                 self.mark(Mark::StreamFenced);
+                first_left.get_or_insert(seq);
                 break;
             }
             let held = self.held_range(range);
             // An earlier write that waits must not be overtaken by a later one of the same bytes.
             if blocked.iter().any(|earlier| earlier.overlaps(held)) || !self.in_flight.try_hold(held) {
                 self.mark(Mark::StreamWaited);
+                first_left.get_or_insert(seq);
                 blocked.push(held);
                 continue;
             }
@@ -243,6 +250,7 @@ impl Volume {
                 Change::Zero { unmap } => Effect::DiskZero { op, range, unmap },
             });
         }
+        stream.held_from = first_left.unwrap_or(stream.received.next());
     }
 
     /// The disk has written a part of the stream, or failed to.
