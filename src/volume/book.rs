@@ -30,8 +30,6 @@ pub(crate) enum Then {
     TargetReady(PeerNo),
     /// The target is UpToDate: say so.
     TargetFinished(PeerNo),
-    /// The source counts the target from its own generation: copy.
-    TargetJoined(PeerNo),
     /// The source counts the target as in sync: tell it.
     SourceFinished(PeerNo),
     /// The generation of a primary without a disk is durable: say so.

@@ -285,7 +285,6 @@ impl Volume {
             Then::Demoted => self.demoted(now, out),
             Then::TargetReady(peer) => self.target_is_ready(now, peer, out),
             Then::TargetFinished(peer) => self.target_is_finished(now, peer, out),
-            Then::TargetJoined(peer) => self.target_joined(now, peer, out),
             Then::SourceFinished(peer) => self.source_finished(peer, out),
             Then::PeerDetached(peer, generation) => {
                 self.send(peer, crate::wire::Message::DetachedDone { generation }, None, out);

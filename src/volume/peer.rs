@@ -68,8 +68,6 @@ pub(crate) enum Sync {
     SourceCollecting,
     /// Source: the target's readiness is awaited.
     SourceStarting,
-    /// Source: the target is ready; that it counts from this copy's generation is being made durable.
-    SourceRecording,
     /// Source: dirty blocks are sent, writes are mirrored.
     SourceRunning(Outgoing),
     /// Source: nothing is dirty; that the target is in sync is being made durable.
@@ -212,7 +210,6 @@ impl Peer {
             Some(
                 Sync::SourceCollecting
                     | Sync::SourceStarting
-                    | Sync::SourceRecording
                     | Sync::SourceRunning(_)
                     | Sync::SourceClosing
                     | Sync::SourceConfirming
@@ -254,13 +251,9 @@ impl Peer {
             None | Some(Sync::Wait) => "off",
             Some(Sync::Even | Sync::SourceConfirming) => "established",
             Some(_) if self.paused.0 || self.paused.1 => "paused",
-            Some(
-                Sync::SourceCollecting
-                | Sync::SourceStarting
-                | Sync::SourceRecording
-                | Sync::SourceRunning(_)
-                | Sync::SourceClosing,
-            ) => "source",
+            Some(Sync::SourceCollecting | Sync::SourceStarting | Sync::SourceRunning(_) | Sync::SourceClosing) => {
+                "source"
+            }
             Some(Sync::TargetOffering | Sync::TargetPreparing(_) | Sync::TargetRunning(_) | Sync::TargetClosing) => {
                 "target"
             }

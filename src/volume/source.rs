@@ -80,18 +80,12 @@ impl Volume {
             self.drop_link(now, peer, "protocol error: a target is ready that was not asked".into(), out);
             return;
         }
-        self.set_sync(peer, Sync::SourceRecording);
+        // It has left the generation it was behind at. Should a copy of that generation come back, it is an older one, and lacks
+        // what this resync is about to call clean.
         let slot = self.slot(peer);
-        self.book.change_then(Then::TargetJoined(peer), |superblock| {
-            superblock.peers[slot].base = superblock.lineage.current;
-        });
-    }
-
-    /// That the target counts from this copy's generation is durable. Only now may bits be cleared: should an older image
-    /// of the target come back, it shows an older generation, and every block is copied.
-    pub(super) fn target_joined(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
-        if !matches!(self.peer(peer).sync(), Some(Sync::SourceRecording)) {
-            return;
+        let present = self.book.get().lineage.current;
+        if self.record(peer).base != present {
+            self.book.change(|superblock| superblock.peers[slot].base = present);
         }
         let dirty = self.peer(peer).bitmap.count();
         let outgoing = Outgoing::new(now, dirty, self.config.pace);

@@ -128,7 +128,7 @@ impl Volume {
     /// What is known of a resync that a lost link interrupts is dropped; the bitmaps keep the truth.
     pub(super) fn forget_sync(&mut self, peer: PeerNo) {
         self.book.forget(|then| {
-            matches!(then, Then::TargetReady(p) | Then::TargetJoined(p) | Then::TargetFinished(p) | Then::SourceFinished(p)
+            matches!(then, Then::TargetReady(p) | Then::TargetFinished(p) | Then::SourceFinished(p)
                 | Then::Granted(p, _) | Then::PeerDetached(p, _) if *p == peer)
         });
     }
