@@ -92,7 +92,7 @@ impl Totals {
             }
             Err(report) => {
                 let line = report.lines().next().unwrap_or_default().to_owned();
-                println!("FAILED {line}");
+                println!("FAILED {line}\n{}", report.lines().last().unwrap_or_default());
                 self.failed.insert(seed, line);
                 self.report.get_or_insert(report);
             }
