@@ -97,8 +97,8 @@ impl Engine {
     /// When no backend can be had.
     pub(super) fn new(files: Files, choice: BackendChoice) -> io::Result<Self> {
         Ok(Self {
-            data_sync: SyncQueue::new(files.data.as_raw_fd(), DATA_SYNC),
-            metadata_sync: SyncQueue::new(files.metadata.as_raw_fd(), META_SYNC),
+            data_sync: SyncQueue::new(&files.data, DATA_SYNC),
+            metadata_sync: SyncQueue::new(&files.metadata, META_SYNC),
             files,
             backend: Backend::open(choice)?,
             tasks: Vec::new(),

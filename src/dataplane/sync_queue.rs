@@ -3,7 +3,8 @@
 //! A sync waits for a device and runs beside the volume's thread. A file system in memory has none: its syncs do nothing, and are done
 //! on the spot, since handing one over costs more than a write.
 
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::backend::{Backend, Job};
 use super::sys;
@@ -26,9 +27,16 @@ pub(super) struct SyncQueue {
 }
 
 impl SyncQueue {
-    /// The queue of `fd`, whose jobs carry `token`.
-    pub(super) fn new(fd: RawFd, token: u64) -> Self {
-        Self { fd, token, instant: sys::is_in_memory(fd), running: Vec::new(), waiting: Vec::new(), failed: None }
+    /// The queue of `file`, whose jobs carry `token`. The file stays open longer than the queue lives.
+    pub(super) fn new(file: &File, token: u64) -> Self {
+        Self {
+            fd: file.as_raw_fd(),
+            token,
+            instant: sys::is_in_memory(file),
+            running: Vec::new(),
+            waiting: Vec::new(),
+            failed: None,
+        }
     }
 
     /// Asks for a sync of everything written so far. The result, when there is one at once: an error when an earlier sync

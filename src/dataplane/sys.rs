@@ -174,11 +174,15 @@ pub(super) fn sync_data(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fdatasync(fd) }).map(drop)
 }
 
-/// True when the file lives on a file system in memory: nothing of it ever waits for a device.
-pub(super) fn is_in_memory(fd: RawFd) -> bool {
+/// True when this is a regular file on a file system in memory: nothing of it ever waits for a device. The nodes of devices lie on
+/// such a file system too, and are asked what they are first.
+pub(super) fn is_in_memory(file: &File) -> bool {
+    if !file.metadata().is_ok_and(|about| about.is_file()) {
+        return false;
+    }
     let mut about = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: `about` is a statfs structure that the call may write.
-    let status = unsafe { libc::fstatfs(fd, about.as_mut_ptr()) };
+    let status = unsafe { libc::fstatfs(file.as_raw_fd(), about.as_mut_ptr()) };
     // SAFETY: the call has succeeded, and then it has filled the structure.
     status == 0 && matches!(unsafe { about.assume_init() }.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC)
 }
@@ -261,6 +265,15 @@ mod tests {
     fn the_clock_goes_on() {
         let first = now();
         assert!(first.0 > 0 && now() >= first);
+    }
+
+    /// A flush of a device must not hold up the thread, though devtmpfs, where its node lies, calls itself a tmpfs.
+    #[test]
+    fn a_device_is_not_in_memory_whatever_its_node_lies_on() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").expect("a file");
+        assert!(is_in_memory(file.as_file()));
+        assert!(!is_in_memory(&File::open("/dev/full").expect("present on every Linux")));
+        assert!(!is_in_memory(&File::open("/proc/self/stat").expect("present on every Linux")));
     }
 
     #[test]
