@@ -248,7 +248,7 @@ impl Session<'_> {
                 extents.push(range.len(), Allocation::Data);
                 return self.say(|out| reply::block_status(to, &extents, out));
             }
-            Request::Nothing => return self.say(|out| out.extend_from_slice(reply::success(to).as_slice())),
+            Request::Nothing => return self.say(|out| out.extend_from_slice(reply::nothing(to).as_slice())),
             Request::Disconnect => unreachable!("handled before"),
         };
         if u32::try_from(range.len()).is_err() {

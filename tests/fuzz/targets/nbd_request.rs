@@ -167,6 +167,7 @@ fn judge(terms: &Terms, header: &Header, input: &mut Input<'_>) {
             }
             reply::block_status(to, &extents, &mut out);
         }
+        Request::Nothing => out.extend(reply::nothing(to).as_slice()),
         _ => out.extend(reply::success(to).as_slice()),
     }
     assert_eq!(read_reply(terms.mode, header, &out, data), None, "success is told");
@@ -184,6 +185,12 @@ fn read_reply(mode: Mode, header: &Header, bytes: &[u8], data: u64) -> Option<u3
             let announced = if error == 0 && header.command == c::CMD_READ { header.length } else { 0 };
             assert_eq!(arrived, 16 + announced);
             return (error != 0).then_some(error);
+        }
+        // Success without data may be told simply in this mode too ("Simple reply message"); everything else may not.
+        Mode::Structured if magic == c::SIMPLE_REPLY_MAGIC => {
+            assert!(!matches!(header.command, c::CMD_READ | c::CMD_BLOCK_STATUS), "data comes in chunks");
+            assert_eq!((be(4..8), be(8..16), arrived), (0, header.cookie, 16));
+            return None;
         }
         Mode::Structured => {
             assert_eq!((magic, be(8..16)), (c::STRUCTURED_REPLY_MAGIC, header.cookie));
