@@ -8,8 +8,8 @@
 //!     │  └─ Offered, in doubt: nothing is sent, nothing is answered (or, if so wished, everything is failed)
 //! ```
 //!
-//! The machine holds every open request ([`table`]) and sends all of them again to the next primary, if that one holds whatever was
-//! acknowledged ([`judge`]). It sees no byte of data, no socket and no clock. It must never know who dials, and how
+//! The machine holds every open request (`table`) and sends all of them again to the next primary, if that one holds whatever was
+//! acknowledged (module `judge`). It sees no byte of data, no socket and no clock. It must never know who dials, and how
 //! requests look on the wire.
 
 pub mod judge;
