@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 mod exports;
+mod failover;
 mod handle;
 mod heartbeat;
 mod hello_exchange;

@@ -1,0 +1,3 @@
+//! The shell around [`crate::failover`]: one task for each volume drives its machine.
+
+mod etcd;
