@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::client::Client;
 use super::exit::{Exit, Stop};
 use super::text::bytes;
-use crate::daemon::config::{Config, CopySpec, Node, VolumeSpec};
+use crate::daemon::config::{ArbiterKind, Config, CopySpec, Node, VolumeSpec};
 use crate::daemon::init::{self, InitError, Permission};
 use crate::daemon::logs::{self, LogFormat};
 use crate::daemon::{self};
@@ -101,7 +101,7 @@ pub(super) fn check(place: &Place) -> Result<(), Stop> {
 
 fn summary(config: &Config) -> String {
     let list = |items: Vec<String>| if items.is_empty() { "nowhere".to_owned() } else { items.join(", ") };
-    let mut text = format!("cluster {}\n", config.cluster);
+    let mut text = format!("cluster {}\n{}", config.cluster, arbiter(config));
     for node in &config.nodes {
         let heartbeat = list(node.heartbeat.iter().map(ToString::to_string).collect());
         let nbd = list(node.nbd.iter().map(ToString::to_string).collect());
@@ -131,6 +131,27 @@ fn summary(config: &Config) -> String {
     text
 }
 
+/// The arbiter, what it guarantees, and how its times add up.
+fn arbiter(config: &Config) -> String {
+    let spec = &config.arbiter;
+    let ms = |duration: std::time::Duration| duration.as_millis();
+    let mut text = format!("arbiter {}: {}\n", spec.arbiter().word(), spec.guarantee());
+    if matches!(spec.kind, ArbiterKind::Etcd(_)) {
+        let timing = &spec.timing;
+        let (lease, wait) = (ms(timing.lease), ms(timing.claim_wait()));
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "times: a primary answers for {lease} ms after a renewal; a standby claims its role no sooner than {wait} ms after the last one it saw \
+             ({lease} ms with clocks {} ppm wrong, and {} ms); a silent host is replaced within about {} ms",
+            timing.rate_error_ppm,
+            ms(timing.guard),
+            wait + ms(timing.renew / 4) + ms(timing.arbiter_timeout)
+        );
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +161,9 @@ mod tests {
         let text = include_str!("../../docs/repblk.example.toml");
         let config = Config::parse(text, std::path::Path::new("example")).expect("the example is right");
         let summary = summary(&config);
-        assert!(summary.starts_with("cluster plant7\nnode alpha: data link 10.0.0.1:7789, heartbeat"), "{summary}");
+        assert!(summary.starts_with("cluster plant7\narbiter etcd: at most one node"), "{summary}");
+        assert!(summary.contains("\nnode alpha: data link 10.0.0.1:7789, heartbeat"), "{summary}");
+        assert!(summary.contains("no sooner than 5510 ms"), "{summary}");
         assert!(summary.contains("volume mes: sync: "), "{summary}");
         assert!(volume_of(&config, "alpha", None).is_ok() && volume_of(&config, "alpha", Some("x")).is_err());
     }

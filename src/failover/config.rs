@@ -117,30 +117,46 @@ impl Timing {
     /// # Errors
     /// The first combination that does not hold.
     pub fn check(&self) -> Result<(), Unsafe> {
+        self.check_detector()?;
+        self.check_lease()
+    }
+
+    /// The part of [`check`](Self::check) that holds in every mode.
+    ///
+    /// # Errors
+    /// The first combination that does not hold.
+    pub fn check_detector(&self) -> Result<(), Unsafe> {
         let ms = |duration: Duration| duration.as_millis();
         let Tuning { interval, floor, cap, .. } = self.detector;
         let refuse = |text: String| Err(Unsafe(text));
         if interval < Duration::from_millis(20) {
-            return refuse(format!("heartbeat_interval is {} ms, and at least 20 ms are needed", ms(interval)));
+            return refuse(format!("heartbeat_interval_ms is {} ms, and at least 20 ms are needed", ms(interval)));
         }
         if floor < interval * 4 {
             let (floor, need) = (ms(floor), ms(interval * 4));
             return refuse(format!(
-                "heartbeat_timeout is {floor} ms; four lost heartbeats must not look like a death: at least 4 x {} ms = {need} ms",
+                "heartbeat_timeout_ms is {floor} ms; four lost heartbeats must not look like a death: at least 4 x {} ms = {need} ms",
                 ms(interval)
             ));
         }
         if cap < floor {
             return refuse(format!(
-                "heartbeat_timeout_max is {} ms, below heartbeat_timeout, {} ms",
+                "heartbeat_timeout_max_ms is {} ms, below heartbeat_timeout_ms, {} ms",
                 ms(cap),
                 ms(floor)
             ));
         }
+        Ok(())
+    }
+
+    fn check_lease(&self) -> Result<(), Unsafe> {
+        let ms = |duration: Duration| duration.as_millis();
+        let Tuning { floor, .. } = self.detector;
+        let refuse = |text: String| Err(Unsafe(text));
         let needed = self.renew * 2 + self.arbiter_timeout;
         if needed > self.lease {
             return refuse(format!(
-                "lease is {} ms; one renewal must be able to fail: 2 x renew + arbiter_timeout = 2 x {} ms + {} ms = {} ms",
+                "lease_ms is {} ms; one renewal must be able to fail: 2 x renew_ms + arbiter_timeout_ms = 2 x {} ms + {} ms = {} ms",
                 ms(self.lease),
                 ms(self.renew),
                 ms(self.arbiter_timeout),
@@ -148,11 +164,11 @@ impl Timing {
             ));
         }
         if self.rate_error_ppm > 100_000 {
-            return refuse(format!("clock_rate_error is {} ppm; at most 100000 are believed", self.rate_error_ppm));
+            return refuse(format!("clock_rate_error_ppm is {} ppm; at most 100000 are believed", self.rate_error_ppm));
         }
         if floor > self.lease {
             let (floor, lease) = (ms(floor), ms(self.lease));
-            return refuse(format!("heartbeat_timeout is {floor} ms, longer than the lease of {lease} ms"));
+            return refuse(format!("heartbeat_timeout_ms is {floor} ms, longer than the lease of {lease} ms"));
         }
         Ok(())
     }
@@ -211,7 +227,7 @@ mod tests {
         assert!(refused(|t| t.renew = Duration::from_secs(3)).contains("2 x 3000 ms + 1000 ms = 7000 ms"));
         assert!(refused(|t| t.detector.floor = Duration::from_millis(300)).contains("4 x 200 ms = 800 ms"));
         assert!(refused(|t| t.detector.interval = Duration::from_millis(5)).contains("at least 20 ms"));
-        assert!(refused(|t| t.detector.cap = Duration::from_secs(1)).contains("below heartbeat_timeout"));
+        assert!(refused(|t| t.detector.cap = Duration::from_secs(1)).contains("below heartbeat_timeout_ms"));
         assert!(refused(|t| t.rate_error_ppm = 200_000).contains("100000"));
         assert!(
             refused(|t| (t.detector.floor, t.detector.cap) = (Duration::from_secs(9), Duration::from_secs(9)))

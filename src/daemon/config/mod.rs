@@ -3,6 +3,7 @@
 //! Every value is checked when the file is read, and a complaint says where it stands and what would be right. What
 //! only the running system can tell (whether a device exists, whether a port is free) is not judged here.
 
+mod arbiter;
 mod check;
 mod parse;
 mod reader;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use crate::condition::Mode;
 use crate::meta::superblock;
 
+pub use arbiter::{ArbiterKind, ArbiterSpec, EtcdSpec, FenceSpec};
 pub use reader::ConfigError;
 
 /// Where the configuration is looked for when no file is named.
@@ -34,6 +36,8 @@ pub struct Config {
     pub cluster: String,
     /// Time between two heartbeats on one path.
     pub heartbeat_interval: Duration,
+    /// Who decides about failover.
+    pub arbiter: ArbiterSpec,
     /// The nodes, in the order of the file.
     pub nodes: Vec<Node>,
     /// The volumes, in the order of the file.
@@ -55,6 +59,8 @@ pub struct Node {
     pub nbd: Vec<NbdAddress>,
     /// Directory for blocks that are saved before a copy is given up.
     pub saved: PathBuf,
+    /// Directory for what failover must not forget.
+    pub state: PathBuf,
 }
 
 /// Where NBD clients are taken.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
-use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, check};
+use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check};
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
 use crate::meta::activity_log::AL_SLOTS_MAX;
@@ -17,11 +17,13 @@ use crate::meta::superblock::{AL_SLOTS_DEFAULT, AL_SLOTS_MIN};
 const SOCKET_PATH_MAX: usize = 107;
 /// Where diverged blocks are saved when the configuration does not say.
 const SAVED_DEFAULT: &str = "/var/lib/repblk";
+/// Where failover keeps what it must not forget when the configuration does not say.
+const STATE_DEFAULT: &str = "/var/lib/repblk";
 const MIB: u64 = 1 << 20;
 
 const NAME: &str = "a name has 1 to 63 letters, digits, '-', '_' or '.', and starts with a letter or digit";
 const ADDRESS: &str = "it must be an IP address and a port, such as \"10.0.0.1:7789\" or \"[fd00::1]:7789\"";
-const PATH: &str = "it must be an absolute path";
+pub(super) const PATH: &str = "it must be an absolute path";
 
 pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let document = Document::new(text);
@@ -32,15 +34,19 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let mut root = Section::new(&document, "the file", 1, root.get_ref());
     let cluster = name_of(&mut root, "cluster", "write cluster = \"NAME\" at the top, the same on every node");
     let interval = root.number("heartbeat_interval_ms", 200, 20..=10_000);
+    let interval = Duration::from_millis(interval.value);
+    let arbiter = arbiter::arbiter(&document, root.table("arbiter"), interval);
     let nodes: Vec<At<Node>> = root.sections("node").into_iter().map(node).collect();
     let volumes: Vec<At<VolumeSpec>> = root.sections("volume").into_iter().map(volume).collect();
     root.finish();
     check::nodes(&document, &nodes);
     check::volumes(&document, &nodes, &volumes);
+    arbiter::fits_nodes(&document, &arbiter, &nodes);
     document.finish(file)?;
     let mut config = Config {
         cluster: cluster.value,
-        heartbeat_interval: Duration::from_millis(interval.value),
+        heartbeat_interval: interval,
+        arbiter,
         nodes: nodes.into_iter().map(|node| node.value).collect(),
         volumes: volumes.into_iter().map(|volume| volume.value).collect(),
     };
@@ -61,11 +67,13 @@ fn node(mut section: Section<'_>) -> At<Node> {
     let nbd =
         section.list("nbd", "it must be \"unix:/absolute/path\" or \"tcp:IP:PORT\"", nbd_address).unwrap_or_default();
     let saved = section.parsed("saved", PATH, absolute);
+    let state = section.parsed("state", PATH, absolute);
     let line = section.line;
     section.finish();
     let saved = saved.map_or_else(|| PathBuf::from(SAVED_DEFAULT), |at| at.value);
     let control = control.map_or_else(|| PathBuf::from(format!("/run/repblk/{}.sock", name.value)), |at| at.value);
-    let node = Node { name: name.value, data, heartbeat: values(heartbeat), control, nbd: values(nbd), saved };
+    let state = state.map_or_else(|| PathBuf::from(STATE_DEFAULT), |at| at.value);
+    let node = Node { name: name.value, data, heartbeat: values(heartbeat), control, nbd: values(nbd), saved, state };
     At { value: node, line }
 }
 
@@ -206,7 +214,7 @@ fn socket_path(text: &str) -> Option<PathBuf> {
     absolute(text).filter(|_| text.len() <= SOCKET_PATH_MAX)
 }
 
-fn absolute(text: &str) -> Option<PathBuf> {
+pub(super) fn absolute(text: &str) -> Option<PathBuf> {
     Some(PathBuf::from(text)).filter(|path| path.is_absolute() && !text.contains('\0'))
 }
 
@@ -222,6 +230,6 @@ fn engine_of(text: &str) -> Option<Engine> {
     }
 }
 
-fn values<T>(list: Vec<At<T>>) -> Vec<T> {
+pub(super) fn values<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
 }

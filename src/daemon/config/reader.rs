@@ -192,6 +192,30 @@ impl<'d> Section<'d> {
         })
     }
 
+    /// True when the key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Complains about keys that may not stand beside others of this table.
+    pub(super) fn forbid(&mut self, keys: &[&'static str], why: &str) {
+        for key in keys.iter().filter(|key| self.table.contains_key(**key)).collect::<Vec<_>>() {
+            if let Some(At { line, .. }) = self.take(key) {
+                self.problem(line, format!("{key} would do nothing here: {why}"));
+            }
+        }
+    }
+
+    /// The table `[key]`.
+    pub(super) fn table(&mut self, key: &'static str) -> Option<Self> {
+        let At { value, line } = self.take(key)?;
+        let table = value.as_table();
+        if table.is_none() {
+            self.wrong(line, key, value, &format!("write a table headed [{key}]"));
+        }
+        Some(Self::new(self.doc, format!("[{key}]"), line, table?))
+    }
+
     /// The tables of an array of tables `[[key]]`.
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Self> {
         let Some(At { value, line }) = self.take(key) else { return Vec::new() };

@@ -55,7 +55,7 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
     assert_eq!(
         problems(&text),
         [format!(
-            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, node, volume",
+            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, arbiter, node, volume",
             line + 1
         )]
     );
@@ -85,6 +85,66 @@ fn every_wrong_value_says_what_would_be_right() {
         let start = format!("r.toml:{line}: ");
         assert!(found.iter().any(|p| p.starts_with(&start) && p.contains(right)), "{to}: {found:?}");
     }
+}
+
+/// The example with its arbiter replaced.
+fn arbiter(table: &str) -> String {
+    let (head, rest) = GOOD.split_once("[arbiter]").expect("the example has an arbiter");
+    let (_, nodes) = rest.split_once("[[node]]").expect("and nodes behind it");
+    format!("{head}{table}\n[[node]]{nodes}")
+}
+
+#[test]
+fn an_arbiter_of_each_kind_is_read_and_the_example_says_the_defaults() {
+    let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right").arbiter;
+    let example = read(GOOD);
+    let least = "[arbiter]\nkind = \"etcd\"\nendpoints = [\"http://10.0.3.1:2379\"]\ninsecure = true";
+    assert_eq!(example, read(&arbiter(least)));
+    assert_eq!(example.timing, crate::failover::config::Timing::default());
+    assert_eq!(read(&arbiter("")), read(&arbiter("[arbiter]\nkind = \"none\"")), "no table is kind none");
+    let ArbiterKind::Fence(fence) = read(&arbiter("[arbiter]\nkind = \"fence\"\ncommand = [\"/f\", \"x\"]")).kind
+    else {
+        panic!("a fence")
+    };
+    assert_eq!((fence.command, fence.timeout), (vec!["/f".to_owned(), "x".to_owned()], Duration::from_secs(60)));
+    // What stands there as a remark is right, too, where it belongs.
+    let with_remarks = |kind: &str, keys: &[&str]| {
+        let remarks = GOOD.lines().filter_map(|line| line.strip_prefix("# "));
+        let lines = remarks.filter(|line| keys.iter().any(|key| line.starts_with(&format!("{key} = "))));
+        arbiter(&format!("[arbiter]\nkind = \"{kind}\"\n{}", lines.collect::<Vec<_>>().join("\n")))
+    };
+    let fence_keys = ["command", "command_timeout_ms", "fence_again_ms", "fence_delay_ms", "gateway"];
+    let fence = read(&with_remarks("fence", &fence_keys));
+    assert!(fence.gateway.is_some() && fence.timing == crate::failover::config::Timing::default());
+    assert!(read(&with_remarks("none", &["accept_split_brain", "gateway"])).accepts_split_brain());
+}
+
+#[test]
+fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
+    let etcd = |more: &str| format!("kind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n{more}");
+    let cases = [
+        (etcd("lease_ms = 3000"), "2 x renew_ms + arbiter_timeout_ms = 2 x 1500 ms + 1000 ms = 4000 ms"),
+        (etcd("heartbeat_timeout_ms = 500"), "at least 4 x 200 ms = 800 ms"),
+        (etcd("heartbeat_timeout_ms = 9000"), "longer than the lease"),
+        (etcd("command = [\"/f\"]"), "command would do nothing here: it belongs to kind = \"fence\""),
+        (etcd("user = \"u\""), "both of user and password_file"),
+        (etcd("").replace("127.0.0.1", "10.0.0.9"), "Say insecure = true"),
+        (etcd("").replace("http", "https"), "\"http://HOST:PORT\""),
+        (etcd("lease_m = 3"), "did you mean \"lease_ms\"?"),
+        ("kind = \"etcd\"".to_owned(), "has no usable endpoints"),
+        ("kind = \"etc\"".to_owned(), "\"etcd\", \"fence\" or \"none\""),
+        ("automatic = true".to_owned(), "has no kind"),
+        ("kind = \"fence\"\ncommand = [\"fence\"]".to_owned(), "has no usable command"),
+        ("kind = \"none\"\nlease_ms = 5000".to_owned(), "lease_ms would do nothing here"),
+        ("kind = \"none\"\naccept_split_brain = true".to_owned(), "has no gateway"),
+        ("kind = \"none\"\ngateway = \"10.0.0.1\"".to_owned(), "a gateway permits nothing"),
+    ];
+    for (table, what) in cases {
+        let found = problems(&arbiter(&format!("[arbiter]\n{table}")));
+        assert!(found.iter().any(|p| p.contains(what)), "{table}: {found:?}");
+    }
+    let found = problems(&GOOD.replace("heartbeat = [", "heartbeat = [] # ["));
+    assert!(found.iter().any(|p| p.contains("at least one heartbeat path")), "{found:?}");
 }
 
 #[test]

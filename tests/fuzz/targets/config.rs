@@ -3,7 +3,9 @@
 //! Input: the text.
 
 use super::notes::{note, note_text};
-use repblk::daemon::config::{Config, ConfigError, Engine, MetadataPlace, NODES_MAX, VOLUMES_MAX, VolumeSpec};
+use repblk::daemon::config::{
+    ArbiterKind, ArbiterSpec, Config, ConfigError, Engine, MetadataPlace, NODES_MAX, VOLUMES_MAX, VolumeSpec,
+};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -65,6 +67,7 @@ fn render(config: &Config) -> String {
     let mut text = format!("cluster = {}\n", quoted(&config.cluster));
     let say = "text grows";
     writeln!(text, "heartbeat_interval_ms = {}", config.heartbeat_interval.as_millis()).expect(say);
+    render_arbiter(&config.arbiter, &mut text);
     for node in &config.nodes {
         let list = |items: Vec<String>| items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ");
         let heartbeat = list(node.heartbeat.iter().map(ToString::to_string).collect());
@@ -73,11 +76,59 @@ fn render(config: &Config) -> String {
             .expect(say);
         writeln!(text, "heartbeat = [{heartbeat}]\nnbd = [{nbd}]").expect(say);
         writeln!(text, "control = {}\nsaved = {}", path(&node.control), path(&node.saved)).expect(say);
+        writeln!(text, "state = {}", path(&node.state)).expect(say);
     }
     for volume in &config.volumes {
         render_volume(volume, &mut text);
     }
     text
+}
+
+fn render_arbiter(spec: &ArbiterSpec, text: &mut String) {
+    let timing = &spec.timing;
+    let ms = |duration: std::time::Duration| duration.as_millis().to_string();
+    let list = |items: &[String]| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
+    let mut keys = vec![
+        ("kind", quoted(spec.arbiter().word())),
+        ("heartbeat_timeout_ms", ms(timing.detector.floor)),
+        ("heartbeat_timeout_max_ms", ms(timing.detector.cap)),
+        ("dwell_ms", ms(timing.dwell)),
+        ("settled_ms", ms(timing.settled)),
+        ("automatic", spec.automatic.to_string()),
+        ("automatic_per_hour", spec.automatic_per_hour.to_string()),
+    ];
+    keys.extend(spec.gateway.map(|gateway| ("gateway", quoted(&gateway.to_string()))));
+    match &spec.kind {
+        ArbiterKind::None { accept_split_brain } => keys.push(("accept_split_brain", accept_split_brain.to_string())),
+        ArbiterKind::Fence(fence) => keys.extend([
+            ("command", list(&fence.command)),
+            ("command_timeout_ms", ms(fence.timeout)),
+            ("fence_delay_ms", ms(timing.fence_delay)),
+            ("fence_again_ms", ms(timing.proof_again)),
+        ]),
+        ArbiterKind::Etcd(etcd) => {
+            let endpoints: Vec<String> = etcd.endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect();
+            assert!(timing.check().is_ok() && !endpoints.is_empty());
+            keys.extend([
+                ("endpoints", list(&endpoints)),
+                ("insecure", etcd.insecure.to_string()),
+                ("prefix", quoted(&etcd.prefix)),
+                ("lease_ms", ms(timing.lease)),
+                ("renew_ms", ms(timing.renew)),
+                ("arbiter_timeout_ms", ms(timing.arbiter_timeout)),
+                ("clock_rate_error_ppm", timing.rate_error_ppm.to_string()),
+                ("guard_ms", ms(timing.guard)),
+                ("hand_over_ms", ms(timing.hand_over)),
+            ]);
+            if let Some((user, file)) = &etcd.login {
+                keys.extend([("user", quoted(user)), ("password_file", path(file))]);
+            }
+        }
+    }
+    text.push_str("[arbiter]\n");
+    for (key, value) in keys {
+        writeln!(text, "{key} = {value}").expect("text grows");
+    }
 }
 
 fn render_volume(volume: &VolumeSpec, text: &mut String) {

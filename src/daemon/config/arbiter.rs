@@ -1,0 +1,277 @@
+//! The table `[arbiter]`: who decides about failover, and its times.
+//!
+//! A key that belongs to another kind of arbiter than the one that is chosen is refused: it would do nothing.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Node;
+use super::parse::{PATH, absolute, values};
+use super::reader::{At, Document, Section};
+use crate::failover::config::{Arbiter, Timing};
+use crate::failover::detector::Tuning;
+
+/// Most members of an etcd.
+const ENDPOINTS_MAX: usize = 9;
+
+/// Keys that only `kind = "etcd"` has.
+const ETCD_KEYS: &[&str] = &[
+    "endpoints",
+    "user",
+    "password_file",
+    "insecure",
+    "prefix",
+    "lease_ms",
+    "renew_ms",
+    "arbiter_timeout_ms",
+    "clock_rate_error_ppm",
+    "guard_ms",
+    "hand_over_ms",
+];
+/// Keys that only `kind = "fence"` has.
+const FENCE_KEYS: &[&str] = &["command", "command_timeout_ms", "fence_delay_ms", "fence_again_ms"];
+
+/// Who decides whether a lost peer can be excluded or replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArbiterSpec {
+    /// How it decides, with what only that way needs.
+    pub kind: ArbiterKind,
+    /// Times of the failover machine; checked.
+    pub timing: Timing,
+    /// A standby takes over by itself.
+    pub automatic: bool,
+    /// Automatic failovers that an hour may see.
+    pub automatic_per_hour: usize,
+    /// Must answer a ping, or this node takes nothing over.
+    pub gateway: Option<IpAddr>,
+}
+
+/// The kinds of arbiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArbiterKind {
+    /// An operator.
+    None {
+        /// With a gateway: silence of the peer promotes, and two primaries are possible.
+        accept_split_brain: bool,
+    },
+    /// A record in an etcd.
+    Etcd(EtcdSpec),
+    /// A command that switches the peer off.
+    Fence(FenceSpec),
+}
+
+/// Where the record is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdSpec {
+    /// `HOST:PORT` of each member.
+    pub endpoints: Vec<String>,
+    /// The user, and the file with its password.
+    pub login: Option<(String, PathBuf)>,
+    /// What the keys begin with; no slash at its end.
+    pub prefix: String,
+    /// Packets to etcd may be read and changed on the way, and the operator knows.
+    pub insecure: bool,
+}
+
+/// How the peer is fenced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FenceSpec {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// It is killed after this long, and has proved nothing.
+    pub timeout: Duration,
+}
+
+impl ArbiterSpec {
+    /// As the failover machine calls the kind.
+    #[must_use]
+    pub fn arbiter(&self) -> Arbiter {
+        match self.kind {
+            ArbiterKind::None { .. } => Arbiter::None,
+            ArbiterKind::Etcd(_) => Arbiter::Etcd,
+            ArbiterKind::Fence(_) => Arbiter::Fence,
+        }
+    }
+
+    /// The configuration accepts two primaries.
+    #[must_use]
+    pub fn accepts_split_brain(&self) -> bool {
+        matches!(self.kind, ArbiterKind::None { accept_split_brain: true })
+    }
+
+    /// What is guaranteed: for the start, `status` and `config check`.
+    #[must_use]
+    pub fn guarantee(&self) -> &'static str {
+        if self.accepts_split_brain() {
+            "accept_split_brain is set: a standby that hears nothing of its primary and reaches the gateway takes over; when only the \
+             network between the nodes is cut, BOTH nodes acknowledge writes, and one node's writes will be given up"
+        } else {
+            self.arbiter().guarantee()
+        }
+    }
+}
+
+/// Reads the table; `section` is none when there is none. `interval` is the time between heartbeats.
+pub(super) fn arbiter(doc: &Document<'_>, section: Option<Section<'_>>, interval: Duration) -> ArbiterSpec {
+    let mut timing = Timing { detector: Tuning::of_interval(interval), ..Timing::default() };
+    let none = ArbiterKind::None { accept_split_brain: false };
+    let Some(mut section) = section else {
+        return ArbiterSpec { kind: none, timing, automatic: true, automatic_per_hour: 2, gateway: None };
+    };
+    let line = section.line;
+    let kinds = "it must be \"etcd\", \"fence\" or \"none\"";
+    let kind = section.parsed("kind", kinds, |text| ["etcd", "fence", "none"].iter().position(|word| *word == text));
+    if !section.has("kind") {
+        section.missing("kind", kinds);
+    }
+    let floor = section.number("heartbeat_timeout_ms", ms(timing.detector.floor), 80..=600_000);
+    let cap = section.number("heartbeat_timeout_max_ms", ms(timing.detector.cap.max(of(floor))), 80..=600_000);
+    (timing.detector.floor, timing.detector.cap) = (of(floor), of(cap));
+    timing.dwell = of(section.number("dwell_ms", ms(timing.dwell), 0..=86_400_000));
+    timing.settled = of(section.number("settled_ms", ms(timing.settled), 0..=86_400_000));
+    let automatic = section.switch("automatic", true);
+    let per_hour = section.number("automatic_per_hour", 2, 1..=16);
+    let gateway = section.parsed("gateway", "it must be an IP address", |text| text.parse::<IpAddr>().ok());
+    let kind = match kind.map(|at| at.value) {
+        Some(0) => etcd(&mut section, &mut timing),
+        Some(1) => fence(&mut section, &mut timing),
+        _ => alone(&mut section, gateway.as_ref()),
+    };
+    section.finish();
+    let spec = ArbiterSpec {
+        timing,
+        automatic,
+        automatic_per_hour: usize::try_from(per_hour.value).expect("a small number"),
+        gateway: gateway.map(|at| at.value),
+        kind,
+    };
+    let checked = match spec.kind {
+        ArbiterKind::Etcd(_) => spec.timing.check(),
+        ArbiterKind::Fence(_) | ArbiterKind::None { .. } => spec.timing.check_detector(),
+    };
+    if let Err(error) = checked {
+        doc.problem(line, format!("[arbiter]: {error}"));
+    }
+    spec
+}
+
+fn alone(section: &mut Section<'_>, gateway: Option<&At<IpAddr>>) -> ArbiterKind {
+    section.forbid(ETCD_KEYS, "it belongs to kind = \"etcd\"");
+    section.forbid(FENCE_KEYS, "it belongs to kind = \"fence\"");
+    let accept_split_brain = section.switch("accept_split_brain", false);
+    match (accept_split_brain, gateway) {
+        (true, None) => section.missing(
+            "gateway",
+            "with accept_split_brain = true, a standby takes over when it reaches the gateway and not its peer",
+        ),
+        (false, Some(gateway)) => section.problem(
+            gateway.line,
+            "without an arbiter a gateway permits nothing, since both sides of a cut may reach it; choose another kind, \
+             or accept_split_brain = true and its danger",
+        ),
+        _ => {}
+    }
+    ArbiterKind::None { accept_split_brain }
+}
+
+fn etcd(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
+    section.forbid(FENCE_KEYS, "it belongs to kind = \"fence\"");
+    section.forbid(&["accept_split_brain"], "it belongs to kind = \"none\"");
+    let right = "it must be \"http://HOST:PORT\", such as \"http://10.0.3.1:2379\"";
+    let endpoints = section.list("endpoints", right, endpoint).unwrap_or_default();
+    let line = endpoints.first().map_or(section.line, |at| at.line);
+    let endpoints = values(endpoints);
+    if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
+        section
+            .missing("usable endpoints", "write endpoints = [\"http://HOST:PORT\"], one for each member of the etcd");
+    }
+    let insecure = section.switch("insecure", false);
+    if let Some(remote) = endpoints.iter().find(|endpoint| !is_own_host(endpoint)).filter(|_| !insecure) {
+        section.problem(
+            line,
+            format!(
+                "{remote} is on another host and is asked over plain HTTP: whoever can read or change packets on the way can make \
+                 two primaries. Say insecure = true if that network is yours alone, or let a TLS tunnel listen on this host"
+            ),
+        );
+    }
+    let user = section.string("user", "it must be the name of a user of etcd").map(|at| at.value.to_owned());
+    let password = section.parsed("password_file", PATH, absolute).map(|at| at.value);
+    let login = match (user, password) {
+        (Some(user), Some(file)) => Some((user, file)),
+        (None, None) => None,
+        _ => {
+            section.missing("user or no password_file", "write both of user and password_file, or none");
+            None
+        }
+    };
+    let prefix = section.parsed("prefix", "it must begin with a slash and not end with one", prefix);
+    timing.lease = of(section.number("lease_ms", ms(timing.lease), 500..=600_000));
+    timing.renew = of(section.number("renew_ms", ms(timing.renew), 50..=200_000));
+    timing.arbiter_timeout = of(section.number("arbiter_timeout_ms", ms(timing.arbiter_timeout), 50..=60_000));
+    let ppm = section.number("clock_rate_error_ppm", timing.rate_error_ppm.into(), 100..=100_000);
+    timing.rate_error_ppm = u32::try_from(ppm.value).expect("bounded above");
+    timing.guard = of(section.number("guard_ms", ms(timing.guard), 100..=60_000));
+    timing.hand_over = of(section.number("hand_over_ms", ms(timing.hand_over), 500..=60_000));
+    let prefix = prefix.map_or_else(|| "/repblk".to_owned(), |at| at.value);
+    ArbiterKind::Etcd(EtcdSpec { endpoints, login, prefix, insecure })
+}
+
+fn fence(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
+    section.forbid(ETCD_KEYS, "it belongs to kind = \"etcd\"");
+    section.forbid(&["accept_split_brain"], "it belongs to kind = \"none\"");
+    let right = "it must be a list of texts: the absolute path of a program, and its arguments";
+    let command = section.list("command", right, |text| (!text.contains('\0')).then(|| text.to_owned()));
+    let command = values(command.unwrap_or_default());
+    if command.first().is_none_or(|program| !Path::new(program).is_absolute()) {
+        section.missing("usable command", "write command = [\"/absolute/path\", \"ARGUMENT\", ...]");
+    }
+    let timeout = of(section.number("command_timeout_ms", 60_000, 100..=3_600_000));
+    timing.fence_delay = of(section.number("fence_delay_ms", ms(timing.fence_delay), 0..=600_000));
+    timing.proof_again = of(section.number("fence_again_ms", ms(timing.proof_again), 100..=3_600_000));
+    ArbiterKind::Fence(FenceSpec { command, timeout })
+}
+
+/// What failover needs of the nodes.
+pub(super) fn fits_nodes(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Node>]) {
+    let automatic = spec.arbiter() != Arbiter::None || spec.accepts_split_brain();
+    for At { value: node, line } in nodes.iter().filter(|node| automatic && node.value.heartbeat.is_empty()) {
+        doc.problem(
+            *line,
+            format!(
+                "node {:?} has no heartbeat address; automatic failover needs at least one heartbeat path beside the data link",
+                node.name
+            ),
+        );
+    }
+}
+
+fn endpoint(text: &str) -> Option<String> {
+    let (host, port) = text.strip_prefix("http://")?.trim_end_matches('/').rsplit_once(':')?;
+    let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
+    let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let good = match inside {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)),
+    };
+    good.then(|| format!("{host}:{port}"))
+}
+
+/// True for an address of the loopback network. A name may lead anywhere.
+fn is_own_host(endpoint: &str) -> bool {
+    endpoint.parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback())
+}
+
+fn prefix(text: &str) -> Option<String> {
+    let good = text.starts_with('/') && !text.ends_with('/') && text.len() <= 200 && !text.contains(char::is_control);
+    good.then(|| text.to_owned())
+}
+
+fn of(at: At<u64>) -> Duration {
+    Duration::from_millis(at.value)
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("defaults are small")
+}
