@@ -103,6 +103,34 @@ peer is off for certain (fenced, unplugged, its daemon stopped).")]
         #[command(flatten)]
         target: Target,
     },
+    /// Say what a loss of the peer, its return, a promotion or a switchover would lead to now, and why; nothing is changed
+    Plan {
+        /// The volume; may be left out when this node has only one
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the last changes of the primary, with what was known when they were decided
+    History {
+        /// The volume; may be left out when this node has only one
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop, or allow again, what is done automatically; needs an arbiter that keeps a record
+    #[command(after_long_help = "\
+For both nodes, and until it is switched off again. Safety never rests: a primary that is not the one of the record stops, and nothing is \
+acknowledged alone before the record says so.")]
+    Maintenance {
+        /// What shall be
+        switch: Switch,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Copy again what may differ
     Resync {
         #[command(flatten)]
@@ -205,6 +233,15 @@ SIGTERM, goes on where it was when it is started again.")]
 pub(super) enum ConfigCommand {
     /// Say whether it is right, and what it means
     Check,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Switch {
+    /// Nothing is done automatically.
+    On,
+    /// As configured.
+    Off,
 }
 
 /// What to do when acknowledged data may be missing.

@@ -68,20 +68,74 @@ pub(super) fn events(control: &Path, json: bool) -> Result<(), Stop> {
     }
 }
 
+/// `repblk plan`.
+pub(super) fn plan(control: &Path, volume: Option<String>, json: bool) -> Result<(), Stop> {
+    let reply = look(control, Ask::Plan { volume })?;
+    let Reply::Plan(plan) = reply else { return Err(strange(&reply)) };
+    let text = plan.iter().map(|entry| if json { line(entry) } else { Ok(text::plan(entry)) });
+    print(text.collect::<Result<String, Stop>>()?)
+}
+
+/// `repblk history`.
+pub(super) fn history(control: &Path, volume: Option<String>, json: bool) -> Result<(), Stop> {
+    let reply = look(control, Ask::History { volume })?;
+    let Reply::History(history) = reply else { return Err(strange(&reply)) };
+    let text = history.iter().map(|episode| if json { line(episode) } else { Ok(text::episode(episode)) });
+    print(text.collect::<Result<String, Stop>>()?)
+}
+
+/// Asks something that is answered at once.
+fn look(control: &Path, ask: Ask) -> Result<Reply, Stop> {
+    let mut client = Client::connect(control)?;
+    client.ask(ask)?;
+    match client.last(|what| eprintln!("repblk: {what}"))? {
+        Reply::BadRequest(what) => Err(Stop::new(Exit::Usage, what)),
+        reply => Ok(reply),
+    }
+}
+
+fn strange(reply: &Reply) -> Stop {
+    Stop::new(Exit::Failed, format!("the daemon answered something else: {reply:?}"))
+}
+
+fn print(text: String) -> Result<(), Stop> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(Stop::from)
+}
+
+/// A rule that forbids what was asked.
+struct Refused {
+    rule: String,
+    /// What is the case, and what can be done.
+    sentence: String,
+}
+
+impl Refused {
+    fn by_volume(refusal: &Refusal) -> Self {
+        Self { rule: refusal.rule.to_string(), sentence: format!("{}. {}", refusal.what, refusal.way_out) }
+    }
+
+    fn stop(&self) -> Stop {
+        Stop::new(Exit::Refused, format!("refused by the rule {}: {}", self.rule, self.sentence))
+    }
+}
+
 /// A command to a volume.
 pub(super) fn tell(control: &Path, target: &Target, verb: Verb) -> Result<(), Stop> {
     let done = ask(control, target, verb)?;
     match (done, verb) {
-        (Err(refusal), Verb::Promote { force, peer_is_down: false }) if refusal.rule == Rule::PeerUnseen => {
-            confirm_peer_is_down(&refusal)?;
-            ask(control, target, Verb::Promote { force, peer_is_down: true })?.map_err(refused)
+        // The volume and failover have a rule of this name each.
+        (Err(refused), Verb::Promote { force, peer_is_down: false })
+            if refused.rule == Rule::PeerUnseen.to_string() =>
+        {
+            confirm_peer_is_down(&refused)?;
+            ask(control, target, Verb::Promote { force, peer_is_down: true })?.map_err(|refused| refused.stop())
         }
-        (done, _) => done.map_err(refused),
+        (done, _) => done.map_err(|refused| refused.stop()),
     }
 }
 
 /// Asks the daemon and prints what it says; the inner error is a rule's refusal.
-fn ask(control: &Path, target: &Target, verb: Verb) -> Result<Result<(), Refusal>, Stop> {
+fn ask(control: &Path, target: &Target, verb: Verb) -> Result<Result<(), Refused>, Stop> {
     let mut client = Client::connect(control)?;
     client.ask(Ask::Do { volume: target.volume.clone(), verb, timeout_ms: target.timeout * 1000 })?;
     match client.last(|what| eprintln!("repblk {}: {what}", verb.name()))? {
@@ -89,34 +143,31 @@ fn ask(control: &Path, target: &Target, verb: Verb) -> Result<Result<(), Refusal
             println_if_possible(&format!("volume {volume}: {} done", verb.name()));
             Ok(Ok(()))
         }
-        Reply::Refused(refusal) => Ok(Err(refusal)),
+        Reply::Refused(refusal) => Ok(Err(Refused::by_volume(&refusal))),
+        Reply::Forbidden { rule, sentence } => Ok(Err(Refused { rule, sentence })),
         Reply::TimedOut(what) => Err(Stop::new(Exit::TimedOut, what)),
         Reply::BadRequest(what) => Err(Stop::new(Exit::Usage, what)),
         Reply::Failed(what) => Err(Stop::new(Exit::Failed, what)),
-        other => Err(Stop::new(Exit::Failed, format!("the daemon answered something else: {other:?}"))),
+        other => Err(strange(&other)),
     }
-}
-
-fn refused(refusal: Refusal) -> Stop {
-    Stop::new(Exit::Refused, format!("refused by the rule {refusal}"))
 }
 
 /// On a terminal, lets the operator vouch for what the daemon cannot see.
-fn confirm_peer_is_down(refusal: &Refusal) -> Result<(), Stop> {
+fn confirm_peer_is_down(refused: &Refused) -> Result<(), Stop> {
     let input = std::io::stdin();
     if !input.is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(refused(refusal.clone()));
+        return Err(refused.stop());
     }
     eprintln!(
-        "{}: {}.\n\
+        "{}: {}\n\
          If the peer still serves clients, both nodes will acknowledge writes that the other never gets, and one\n\
          node's writes will be lost. Make sure that it is off: fence it, unplug it, or stop its daemon.\n\
          Type \"{CONFIRMATION}\" to go on, anything else to leave:",
-        refusal.rule, refusal.what
+        refused.rule, refused.sentence
     );
     let mut typed = String::new();
     let read = input.lock().read_line(&mut typed);
-    if read.is_ok() && typed.trim() == CONFIRMATION { Ok(()) } else { Err(refused(refusal.clone())) }
+    if read.is_ok() && typed.trim() == CONFIRMATION { Ok(()) } else { Err(refused.stop()) }
 }
 
 /// `repblk resync --watch`: shows the progress until it is over.

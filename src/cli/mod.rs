@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use self::args::{Cli, Command, ConfigCommand};
+use self::args::{Cli, Command, ConfigCommand, Switch};
 use self::exit::{Exit, Stop};
 use crate::daemon::control::protocol::Verb;
 
@@ -67,6 +67,9 @@ fn execute(cli: Cli) -> Result<(), Stop> {
         }
         Command::Promote { target, force, peer_is_down } => (target, Verb::Promote { force, peer_is_down }),
         Command::Demote { target, disconnect_clients } => (target, Verb::Demote { disconnect_clients }),
+        Command::Plan { volume, json } => return command::plan(&control(&place)?, volume, json),
+        Command::History { volume, json } => return command::history(&control(&place)?, volume, json),
+        Command::Maintenance { switch, target } => (target, Verb::Maintenance { on: switch == Switch::On }),
         Command::Switchover { target } => (target, Verb::Switchover),
         Command::Connect { target } => (target, Verb::Connect),
         Command::Disconnect { target } => (target, Verb::Disconnect),

@@ -3,15 +3,20 @@
 use std::fmt::Write as _;
 
 use crate::daemon::events::{Event, Happening, ResyncEvent};
+use crate::daemon::failover::look::PlanStatus;
 use crate::daemon::status::{PeerStatus, ResyncStatus, Status, VolumeStatus};
+use crate::failover::history::{Cause, Episode};
 
 /// `repblk status`.
 pub(super) fn status(status: &Status) -> String {
     let mut text = format!("{} node {}, repblk {}, pid {}", status.cluster, status.node, status.version, status.pid);
-    if status.arbiter == "none" {
-        text.push_str(", no arbiter");
+    match status.arbiter.as_str() {
+        "none" => text.push_str(", no arbiter\n"),
+        arbiter => {
+            // Writing to a string cannot fail.
+            let _ = write!(text, ", arbiter {arbiter}\n{}\n", status.guarantee);
+        }
     }
-    text.push('\n');
     for volume in &status.volumes {
         text.push('\n');
         text.push_str(&self::volume(volume));
@@ -45,6 +50,12 @@ fn volume(v: &VolumeStatus) -> String {
     }
     if let Some(r) = &v.resync {
         row("resync", resync(r));
+    }
+    if !v.failover.rule.is_empty() {
+        let lease = v.failover.lease_ms.filter(|_| v.role == "primary");
+        let lease = lease.map_or(String::new(), |ms| format!(", lease for {}.{} s", ms / 1000, ms % 1000 / 100));
+        let maintenance = if v.failover.maintenance { "MAINTENANCE, " } else { "" };
+        row("failover", format!("{maintenance}{}{lease}: {}", v.failover.rule, v.failover.sentence));
     }
     match v.promotable.yes {
         true => row("promotable", "yes".to_owned()),
@@ -99,6 +110,43 @@ pub(super) fn resync(r: &ResyncStatus) -> String {
     text
 }
 
+/// One question of `repblk plan`, with its answer.
+pub(super) fn plan(plan: &PlanStatus) -> String {
+    let question = match plan.question.as_str() {
+        "now" => "now",
+        "peer-lost" => "if the peer's host were lost",
+        "reconnect" => "if the peer and its link came back",
+        "promote" => "if an operator said `promote` here",
+        "switchover" => "if an operator said `switchover` here",
+        other => other,
+    };
+    let mut text = format!("{question}: {} ({})\n  {}\n", plan.verdict, plan.rule, plan.sentence);
+    for (i, step) in plan.steps.iter().enumerate() {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {}. {step}", i + 1);
+    }
+    let _ = writeln!(text, "  evidence: {}", plan.evidence);
+    text
+}
+
+/// One change of the primary.
+pub(super) fn episode(episode: &Episode) -> String {
+    let cause = match episode.cause {
+        Cause::Automatic => "automatic",
+        Cause::Operator => "operator",
+        Cause::Orderly => "orderly",
+    };
+    format!(
+        "{} {}: {} became primary at term {} by {}\n  evidence: {}\n",
+        date(episode.at_unix_ms),
+        cause,
+        episode.to,
+        episode.term,
+        episode.rule,
+        episode.evidence
+    )
+}
+
 /// One event on one line.
 pub(super) fn event(event: &Event) -> String {
     let what = match &event.what {
@@ -148,6 +196,19 @@ pub(super) fn time(seconds: u64) -> String {
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }
 }
 
+/// Date and time of day in UTC.
+fn date(ms: u64) -> String {
+    // Counted in eras of 400 years from 0000-03-01 on, so that a leap day is the last of its year.
+    let days = ms / 86_400_000 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = 400 * era + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {}", clock(ms))
+}
+
 /// The time of day in UTC.
 fn clock(ms: u64) -> String {
     let s = ms / 1000;
@@ -169,6 +230,10 @@ mod tests {
         assert_eq!(bytes(u64::MAX), "16384.0 PiB".replace("16384.0", "16383.9"));
         assert_eq!((time(5), time(754), time(3723)), ("0:05".into(), "12:34".into(), "1:02:03".into()));
         assert_eq!(clock(86_400_000 + 3_723_004), "01:02:03.004Z");
+        for (days, text) in [(0, "1970-01-01"), (11_016, "2000-02-29"), (19_782, "2024-02-29"), (20_819, "2027-01-01")]
+        {
+            assert_eq!(date(days * 86_400_000), format!("{text} 00:00:00.000Z"));
+        }
     }
 
     #[test]

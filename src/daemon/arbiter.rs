@@ -3,10 +3,6 @@
 use crate::units::{PeerNo, Term};
 use crate::volume::io::Command;
 
-/// The sentence that says what this version can promise without an arbiter; logged at start and shown in `status`.
-pub(super) const PROMISE: &str = "no arbiter is configured: a primary that loses its peer goes on alone at once, and only an \
-    operator promotes; never promote a node while the other may still be primary, or both acknowledge writes";
-
 /// Answers [`crate::volume::io::Report::ExclusionWanted`].
 ///
 /// Without an arbiter there is nobody to ask: nothing but an operator promotes the peer, so it counts as excluded at

@@ -3,11 +3,14 @@
 //! ```text
 //! offset size field
 //!      0    8 magic "REPBLKHB"
-//!      8    2 version, 1
+//!      8    2 version, 2
 //!     10    2 length of the body
 //!     12    4 CRC-32 of bytes 0..12 and of the body
-//!     16      body: a Beat
+//!     16      body: a Datagram
 //! ```
+//! Two kinds of heartbeat travel on a path. A *beat of the node* is sent at each interval and tells how its volumes are. A *beat of failover*
+//! belongs to one volume; its machine says when it is sent, and numbers it ([`crate::failover::io::Beat`]).
+//!
 //! A datagram is complete in itself; one that is damaged, foreign, older than one already heard, or from an unknown node
 //! is dropped without an answer. What is heard is told to the volumes and shown in `status`; nothing is decided here.
 
@@ -23,21 +26,35 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
 use super::config::{Config, Node};
+use super::failover::Post;
 use super::handle::VolumeHandle;
 use super::identity::cluster_id;
 use super::status::{HeartbeatStatus, millis};
 use crate::dataplane::mailbox::{Letter, State};
+use crate::failover;
 use crate::units::{ClusterId, PeerNo, VolumeId};
 use crate::volume::io::PeerView;
 use crate::wire::hello::{BODY_LEN_MAX, decode_body, encode_body};
 
 const MAGIC: [u8; 8] = *b"REPBLKHB";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const PREFIX_LEN: usize = 16;
 /// A path is dead after so many intervals of silence.
 const SILENT_INTERVALS: u32 = 5;
 
-/// One heartbeat.
+/// What a datagram can be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Datagram {
+    Node(Beat),
+    Failover { cluster: ClusterId, node: String, volume: VolumeId, beat: failover::io::Beat },
+}
+
+/// A beat of failover, ready to be sent.
+pub(super) fn failover_datagram(cluster: ClusterId, node: &str, volume: VolumeId, beat: failover::io::Beat) -> Vec<u8> {
+    Datagram::Failover { cluster, node: node.to_owned(), volume, beat }.encode()
+}
+
+/// A beat of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Beat {
     cluster: ClusterId,
@@ -53,7 +70,7 @@ struct Beat {
     views: Vec<(VolumeId, PeerView)>,
 }
 
-impl Beat {
+impl Datagram {
     fn encode(&self) -> Vec<u8> {
         let body = encode_body(self);
         let mut bytes = Vec::with_capacity(PREFIX_LEN + body.len());
@@ -65,7 +82,7 @@ impl Beat {
         bytes
     }
 
-    /// The beat in a datagram; none when it is anything else.
+    /// What came; none when it is anything else.
     fn decode(datagram: &[u8]) -> Option<Self> {
         let (prefix, body) = datagram.split_at_checked(PREFIX_LEN)?;
         let fits = prefix[..8] == MAGIC
@@ -73,6 +90,14 @@ impl Beat {
             && usize::from(u16::from_le_bytes([prefix[10], prefix[11]])) == body.len()
             && prefix[12..] == checksum(&prefix[..12], body).to_le_bytes();
         if fits { decode_body(body).ok() } else { None }
+    }
+
+    /// The cluster, and the node that says to have sent it.
+    fn sender(&self) -> (ClusterId, &str) {
+        match self {
+            Self::Node(beat) => (beat.cluster, &beat.node),
+            Self::Failover { cluster, node, .. } => (*cluster, node),
+        }
     }
 }
 
@@ -139,6 +164,8 @@ pub(super) struct Heartbeat {
     pub(super) volumes: Vec<Arc<VolumeHandle>>,
     pub(super) ear: Arc<Ear>,
     pub(super) incarnation: u64,
+    /// Where the beats of failover go, in the order of the volumes.
+    pub(super) posts: Vec<Post>,
 }
 
 impl Heartbeat {
@@ -156,7 +183,7 @@ impl Heartbeat {
                 for ((socket, to), path) in sockets.iter().zip(&peer.heartbeat).zip(&paths) {
                     let beat = self.beat(peer, sequence, path.alive, &states);
                     // A path that is down now may be up at the next beat; the peer notices the silence.
-                    if let Err(error) = socket.try_send_to(&beat.encode(), *to) {
+                    if let Err(error) = socket.try_send_to(&Datagram::Node(beat).encode(), *to) {
                         debug!(peer = peer.name, address = %to, %error, "heartbeat not sent");
                     }
                 }
@@ -178,14 +205,26 @@ impl Heartbeat {
                     continue;
                 }
             };
-            let Some(beat) = Beat::decode(&datagram[..len]) else {
+            let Some(heard) = Datagram::decode(&datagram[..len]) else {
                 debug!(path, %from, "a datagram that is no heartbeat");
                 continue;
             };
-            let known = self.config.node(&beat.node).and_then(|node| node.heartbeat.get(path));
-            let expected = beat.cluster == cluster && beat.node != self.me.name && known == Some(&from);
-            if expected && self.ear.hear(path, &beat, Instant::now()) {
-                self.pass_on(&beat);
+            let (theirs, node) = heard.sender();
+            let known = self.config.node(node).and_then(|node| node.heartbeat.get(path));
+            if theirs != cluster || node == self.me.name || known != Some(&from) {
+                continue;
+            }
+            match heard {
+                Datagram::Node(beat) if self.ear.hear(path, &beat, Instant::now()) => self.pass_on(&beat),
+                // Older than one already heard.
+                Datagram::Node(_) => {}
+                Datagram::Failover { node, volume, beat, .. } => {
+                    let of = |known: &&Arc<VolumeHandle>| known.identity.volume == volume;
+                    let place = self.volumes.iter().position(|known| of(&known) && known.peer_no(&node).is_some());
+                    if let Some(post) = place.and_then(|place| self.posts.get(place)) {
+                        post.beat(path, beat);
+                    }
+                }
             }
         }
     }
@@ -274,8 +313,8 @@ mod tests {
 
     #[test]
     fn the_largest_beat_fits_and_comes_back() {
-        let beat = beat(u64::MAX);
-        assert_eq!(Beat::decode(&beat.encode()), Some(beat));
+        let beat = Datagram::Node(beat(u64::MAX));
+        assert_eq!(Datagram::decode(&beat.encode()), Some(beat));
     }
 
     #[test]
@@ -291,14 +330,14 @@ mod tests {
     proptest! {
         #[test]
         fn one_flipped_bit_is_noticed(bit in 0usize..400) {
-            let mut bytes = beat(7).encode();
+            let mut bytes = Datagram::Node(beat(7)).encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert_eq!(Beat::decode(&bytes), None);
+            prop_assert_eq!(Datagram::decode(&bytes), None);
         }
 
         #[test]
         fn arbitrary_datagrams_are_dropped(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
-            prop_assert_eq!(Beat::decode(&bytes), None);
+            prop_assert_eq!(Datagram::decode(&bytes), None);
         }
     }
 }

@@ -10,7 +10,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 mod exports;
-mod failover;
+pub mod failover;
 mod handle;
 mod heartbeat;
 mod hello_exchange;

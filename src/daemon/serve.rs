@@ -10,11 +10,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::arbiter;
 use super::config::{Config, NbdAddress, Node};
 use super::control::server::{ControlDesk, LOBBY_SEATS, OPEN_MAX};
 use super::events::EventHub;
 use super::exports::ExportDesk;
+use super::failover::{self, Post, Surroundings};
 use super::handle::VolumeHandle;
 use super::heartbeat::{Ear, Heartbeat};
 use super::identity::random_u64;
@@ -24,6 +24,7 @@ use super::start::{self, Started};
 use super::{links, promise};
 use crate::dataplane::Mailbox;
 use crate::dataplane::mailbox::Letter;
+use crate::failover::config::Arbiter;
 use crate::volume::io::Command;
 
 /// Longest time for the volumes to settle after SIGTERM.
@@ -59,6 +60,8 @@ struct Listeners {
 struct Daemon {
     me: Node,
     volumes: Vec<Arc<VolumeHandle>>,
+    /// The drivers of failover, in the order of the volumes.
+    posts: Vec<Post>,
     mailboxes: Vec<Mailbox>,
     /// Lets clients and links in; ended first.
     doors: Vec<JoinHandle<()>>,
@@ -110,7 +113,15 @@ impl Daemon {
             volumes.push(handle);
             mailboxes.push(mailbox);
         }
-        let mut daemon = Self { me, volumes, mailboxes, doors: Vec::new(), services, terminate, interrupt };
+        let around = Surroundings {
+            config: Arc::clone(&config),
+            me: me.clone(),
+            sockets: listeners.heartbeat.clone(),
+            incarnation,
+        };
+        let posts = volumes.iter().map(|volume| failover::start(&around, volume, &mut services));
+        let posts = posts.collect::<Result<Vec<Post>, String>>()?;
+        let mut daemon = Self { me, volumes, posts, mailboxes, doors: Vec::new(), services, terminate, interrupt };
         daemon.open(&config, listeners, events, incarnation);
         daemon.greet(&config);
         Ok(daemon)
@@ -125,15 +136,21 @@ impl Daemon {
             config: Arc::clone(config),
             node: me.name.clone(),
             volumes: volumes.clone(),
+            posts: self.posts.clone(),
             ear: Arc::clone(&ear),
             events,
             lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
             open: Semaphore::new(OPEN_MAX),
         };
         self.services.push(tokio::spawn(Arc::new(desk).keep_serving(control)));
-        let beats =
-            Heartbeat { config: Arc::clone(config), me: me.clone(), volumes: volumes.clone(), ear, incarnation };
-        let beats = Arc::new(beats);
+        let beats = Arc::new(Heartbeat {
+            config: Arc::clone(config),
+            me: me.clone(),
+            volumes: volumes.clone(),
+            ear,
+            incarnation,
+            posts: self.posts.clone(),
+        });
         for (path, socket) in heartbeat.iter().enumerate() {
             self.services.push(tokio::spawn(Arc::clone(&beats).keep_listening(path, Arc::clone(socket))));
         }
@@ -158,7 +175,12 @@ impl Daemon {
     fn greet(&self, config: &Config) {
         let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
         info!(version, pid, cluster = config.cluster, node = self.me.name, "repblk started");
-        warn!("{}", arbiter::PROMISE);
+        let (arbiter, guarantee) = (config.arbiter.arbiter(), config.arbiter.guarantee());
+        if arbiter == Arbiter::None {
+            warn!(arbiter = arbiter.word(), "{guarantee}");
+        } else {
+            info!(arbiter = arbiter.word(), "{guarantee}");
+        }
         for volume in &self.volumes {
             let mode = volume.spec.mode;
             info!(volume = volume.name(), %mode, device = %volume.copy.device.display(), "{}", promise(mode));

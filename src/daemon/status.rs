@@ -10,6 +10,7 @@ use crate::dataplane::mailbox::{Counters, State};
 use crate::volume::io::{PeerSnapshot, ResyncView, Snapshot};
 
 use super::events::now_ms;
+use super::failover::look::FailoverStatus;
 
 /// Number of this schema.
 pub const SCHEMA: u32 = 1;
@@ -27,8 +28,10 @@ pub struct Status {
     pub version: String,
     /// Its process.
     pub pid: u32,
-    /// Who decides whether a node may go on alone; `none` today.
+    /// Who decides about failover: `etcd`, `fence`, `none`.
     pub arbiter: String,
+    /// What that guarantees, as a sentence.
+    pub guarantee: String,
     /// The volumes of which this node holds a copy.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -62,6 +65,8 @@ pub struct VolumeStatus {
     pub frozen: Option<Frozen>,
     /// Whether this copy could be promoted now.
     pub promotable: Promotable,
+    /// What failover makes of it.
+    pub failover: FailoverStatus,
     /// Requests in the machine.
     pub requests: u64,
     /// Writes not yet stable on every copy.
@@ -366,6 +371,7 @@ mod tests {
                 "rate": 1 << 20, "eta_s": 1, "paused": false},
             "frozen": {"reason": "the peer is asked", "since": 0, "for_ms": 40},
             "promotable": {"yes": false, "reason": "it is. Nothing to do", "rule": "already-primary"},
+            "failover": {"rule": "", "sentence": "", "verdict": "", "evidence": "", "lease_ms": null, "maintenance": false},
             "requests": 1, "unstable_writes": 2, "mirrored_bytes": 3, "resynced_bytes": 4, "up_s": 5, "trouble": null
         });
         assert_eq!(value, expected);

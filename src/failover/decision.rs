@@ -31,6 +31,24 @@ pub enum Verdict {
     Refuse,
 }
 
+impl Verdict {
+    /// The word in `status` and `plan`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Stay => "stay",
+            Self::Wait => "wait",
+            Self::Prove => "prove",
+            Self::Record => "record",
+            Self::Allow => "allow",
+            Self::StandDown => "stand-down",
+            Self::TakeOver => "take-over",
+            Self::HandOver => "hand-over",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
 /// A rule, and what follows from it.
 pub type Decision = (Rule, Verdict);
 

@@ -3,8 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::events::Event;
+use crate::daemon::failover::look::PlanStatus;
 use crate::daemon::printable::one_line;
 use crate::daemon::status::Status;
+use crate::failover::history::Episode;
+use crate::failover::io::Ask as FailoverAsk;
 use crate::volume::io::{Command, Discard, Refusal};
 
 /// Version of these words.
@@ -55,6 +58,16 @@ pub enum Ask {
     Status,
     /// What happens from now on.
     Events,
+    /// What failover would do now.
+    Plan {
+        /// The volume; may be left out on a node with one.
+        volume: Option<String>,
+    },
+    /// The last changes of the primary.
+    History {
+        /// As above.
+        volume: Option<String>,
+    },
     /// A volume shall do something.
     Do {
         /// The volume; may be left out on a node with one.
@@ -66,7 +79,16 @@ pub enum Ask {
     },
 }
 
-/// What a volume can be told to do; as [`Command`], which explains the fields.
+/// Who carries a verb out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// The volume.
+    Volume(Command),
+    /// Failover, which may tell the volume.
+    Failover(FailoverAsk),
+}
+
+/// What a volume can be told to do; as [`Command`] and [`FailoverAsk`], which explain the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names and meanings are those of `Command`")]
@@ -74,6 +96,7 @@ pub enum Verb {
     Promote { force: bool, peer_is_down: bool },
     Demote { disconnect_clients: bool },
     Switchover,
+    Maintenance { on: bool },
     Resync { full: bool, discard_local: bool, unsaved: bool },
     Pause,
     Resume,
@@ -88,13 +111,16 @@ impl Verb {
         matches!(self, Self::Resync { discard_local: true, unsaved: false, .. })
     }
 
-    /// As the volume hears it. `saved` says what [`Verb::saves_first`] asked for.
+    /// As it is heard by whoever carries it out. `saved` says what [`Verb::saves_first`] asked for.
     #[must_use]
-    pub fn command(self, saved: Option<Discard>) -> Command {
-        match self {
-            Self::Promote { force, peer_is_down } => Command::Promote { force, peer_is_down },
+    pub fn task(self, saved: Option<Discard>) -> Task {
+        Task::Volume(match self {
+            Self::Promote { force, peer_is_down } => {
+                return Task::Failover(FailoverAsk::Promote { force, peer_is_down });
+            }
+            Self::Switchover => return Task::Failover(FailoverAsk::HandOver),
+            Self::Maintenance { on } => return Task::Failover(FailoverAsk::Maintenance { on }),
             Self::Demote { disconnect_clients } => Command::Demote { disconnect_clients },
-            Self::Switchover => Command::Switchover,
             Self::Resync { full, discard_local, .. } => {
                 Command::Resync { full, discard: discard_local.then(|| saved.unwrap_or(Discard::Unsaved)) }
             }
@@ -102,7 +128,7 @@ impl Verb {
             Self::Resume => Command::Resume,
             Self::Disconnect => Command::Disconnect,
             Self::Connect => Command::Connect,
-        }
+        })
     }
 
     /// As the operator typed it.
@@ -112,6 +138,8 @@ impl Verb {
             Self::Promote { .. } => "promote",
             Self::Demote { .. } => "demote",
             Self::Switchover => "switchover",
+            Self::Maintenance { on: true } => "maintenance on",
+            Self::Maintenance { on: false } => "maintenance off",
             Self::Resync { .. } => "resync",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -127,6 +155,7 @@ impl Verb {
             Self::Promote { .. } => "the peer's consent, and this copy's metadata",
             Self::Demote { .. } => "requests in flight, a flush on both copies, and this copy's metadata",
             Self::Switchover => "requests in flight, a flush on both copies, and the peer to take over",
+            Self::Maintenance { .. } => "the arbiter's record",
             Self::Resync { .. } => "this copy's metadata, and the peer",
             Self::Pause | Self::Resume | Self::Disconnect | Self::Connect => "the volume's thread",
         }
@@ -157,8 +186,19 @@ pub enum Reply {
         /// Which volume did it.
         volume: String,
     },
+    /// What failover would do now.
+    Plan(Vec<PlanStatus>),
+    /// The last changes of the primary, oldest first.
+    History(Vec<Episode>),
     /// A rule forbids it.
     Refused(Refusal),
+    /// A rule of failover forbids it.
+    Forbidden {
+        /// Its name.
+        rule: String,
+        /// What is the case, and what can be done.
+        sentence: String,
+    },
     /// The time that the client gave is over. It may still be done.
     TimedOut(String),
     /// The request makes no sense here.

@@ -3,6 +3,7 @@
 //! A client gets a word at least every second as long as its request is open, whatever the volumes do. One that says nothing, or
 //! does not take its reply, sits in the lobby meanwhile and loses its seat when others come.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,16 +13,20 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::protocol::{Answer, Ask, REQUEST_LEN_MAX, Reply, Request, VERSION, Verb};
+use super::protocol::{Answer, Ask, REQUEST_LEN_MAX, Reply, Request, Task, VERSION, Verb};
 use crate::daemon::config::Config;
 use crate::daemon::events::{EventHub, Happening};
+use crate::daemon::failover::{Denied, Outcome, Post, look};
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::heartbeat::Ear;
 use crate::daemon::lobby::Lobby;
 use crate::daemon::saved;
 use crate::daemon::sockets::UnixSocket;
 use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
-use crate::volume::io::{Discard, Refusal};
+use crate::failover::Failover;
+use crate::failover::config::Arbiter;
+use crate::units::Moment;
+use crate::volume::io::Discard;
 
 /// Time after which a waiting client is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -39,6 +44,8 @@ pub(in crate::daemon) struct ControlDesk {
     pub(in crate::daemon) config: Arc<Config>,
     pub(in crate::daemon) node: String,
     pub(in crate::daemon) volumes: Vec<Arc<VolumeHandle>>,
+    /// The drivers of failover, in the order of the volumes.
+    pub(in crate::daemon) posts: Vec<Post>,
     pub(in crate::daemon) ear: Arc<Ear>,
     pub(in crate::daemon) events: EventHub,
     pub(in crate::daemon) lobby: Arc<Lobby>,
@@ -96,9 +103,19 @@ impl ControlDesk {
                     return self.say(writer, Reply::BadRequest(why)).await;
                 }
                 Ask::Events => return self.tell_events(&mut reader, writer).await,
+                Ask::Plan { volume } => {
+                    drop(open);
+                    let plan = self.look(volume.as_deref(), look::plan).await;
+                    self.say(writer, plan.map_or_else(Reply::BadRequest, Reply::Plan)).await?;
+                }
+                Ask::History { volume } => {
+                    drop(open);
+                    let history = self.look(volume.as_deref(), look::history).await;
+                    self.say(writer, history.map_or_else(Reply::BadRequest, Reply::History)).await?;
+                }
                 Ask::Do { volume, verb, timeout_ms } => {
                     let last = match self.volume(volume.as_deref()) {
-                        Ok(volume) => self.carry_out(volume, verb, timeout_ms, writer).await?,
+                        Ok((volume, post)) => self.carry_out((volume, post), verb, timeout_ms, writer).await?,
                         Err(why) => Reply::BadRequest(why),
                     };
                     self.say(writer, last).await?;
@@ -115,15 +132,26 @@ impl ControlDesk {
         written.and_then(Result::ok).ok_or(std::io::ErrorKind::TimedOut)?
     }
 
-    fn volume(&self, name: Option<&str>) -> Result<&VolumeHandle, String> {
+    /// Looks at the failover of a volume.
+    async fn look<T: Send + 'static>(
+        &self,
+        name: Option<&str>,
+        look: impl FnOnce(&Failover, Moment) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let (_, post) = self.volume(name)?;
+        post.look(look).await.ok_or_else(|| "the daemon is shutting down".to_owned())
+    }
+
+    fn volume(&self, name: Option<&str>) -> Result<(&VolumeHandle, &Post), String> {
         let names = || self.volumes.iter().map(|volume| volume.name()).collect::<Vec<_>>().join(", ");
+        let of = |place: usize| (self.volumes[place].as_ref(), &self.posts[place]);
         match (name, &self.volumes[..]) {
-            (None, [only]) => Ok(only),
+            (None, [_]) => Ok(of(0)),
             (None, _) => Err(format!("node {} has several volumes; say which with --volume: {}", self.node, names())),
             (Some(name), volumes) => volumes
                 .iter()
-                .find(|volume| volume.name() == name)
-                .map(AsRef::as_ref)
+                .position(|volume| volume.name() == name)
+                .map(of)
                 .ok_or_else(|| format!("node {} has no volume {name:?}; it has: {}", self.node, names())),
         }
     }
@@ -131,7 +159,7 @@ impl ControlDesk {
     /// Gives the command and waits for its answer, with a word each time that patience ends.
     async fn carry_out(
         &self,
-        volume: &VolumeHandle,
+        (volume, post): (&VolumeHandle, &Post),
         verb: Verb,
         timeout_ms: u64,
         writer: &mut (impl AsyncWrite + Unpin),
@@ -147,16 +175,30 @@ impl ControlDesk {
         } else {
             None
         };
-        let mut answer = volume.command(verb.command(saved));
+        if let (Verb::Demote { .. }, Arbiter::Etcd) = (verb, self.config.arbiter.arbiter()) {
+            // The record would still name this node, which would take its role up again at once.
+            let (rule, sentence) =
+                ("record-decides", "With a record at an arbiter a role is given to somebody. Use `repblk switchover`.");
+            return Ok(Reply::Forbidden { rule: rule.to_owned(), sentence: sentence.to_owned() });
+        }
+        let mut answer: Answering = match verb.task(saved) {
+            Task::Volume(command) => {
+                let answer = volume.command(command);
+                Box::pin(async { Some(answer.await.ok()?.map_err(Denied::Volume)) })
+            }
+            Task::Failover(ask) => {
+                let answer = post.ask(ask);
+                Box::pin(async { answer.await.ok() })
+            }
+        };
         loop {
             let wait = timeout_at(end.min(Instant::now() + PATIENCE), &mut answer).await;
             if let Ok(answered) = wait {
-                let reply = reply_of(volume, verb, answered.ok());
-                return Ok(reply);
+                return Ok(reply_of(volume, verb, answered));
             }
             let why = tokio::select! {
                 biased;
-                answered = &mut answer => return Ok(reply_of(volume, verb, answered.ok())),
+                answered = &mut answer => return Ok(reply_of(volume, verb, answered)),
                 why = waiting_for(volume, verb) => why,
             };
             if Instant::now() >= end {
@@ -243,9 +285,11 @@ impl ControlDesk {
             volumes.push((volume, tokio::spawn(async move { asked.ask().await.err() })));
         }
         let mut statuses = Vec::new();
-        for (volume, asked) in volumes {
+        for ((volume, asked), post) in volumes.into_iter().zip(&self.posts) {
             let trouble = asked.await.unwrap_or_else(|error| Some(error.to_string()));
-            statuses.push(self.volume_status(volume, trouble));
+            let mut status = self.volume_status(volume, trouble);
+            status.failover = post.look(look::status).await.unwrap_or_default();
+            statuses.push(status);
         }
         Status {
             schema: SCHEMA,
@@ -253,7 +297,8 @@ impl ControlDesk {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            arbiter: "none".to_owned(),
+            arbiter: self.config.arbiter.arbiter().word().to_owned(),
+            guarantee: self.config.arbiter.guarantee().to_owned(),
             volumes: statuses,
         }
     }
@@ -284,13 +329,20 @@ impl ControlDesk {
     }
 }
 
-fn reply_of(volume: &VolumeHandle, verb: Verb, answered: Option<Result<(), Refusal>>) -> Reply {
+/// The answer to a command, on its way; none when whoever would give it has ended.
+type Answering = Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>;
+
+fn reply_of(volume: &VolumeHandle, verb: Verb, answered: Option<Outcome>) -> Reply {
     match answered {
         Some(Ok(())) => {
             volume.link_news.notify_waiters();
             Reply::Done { volume: volume.name().to_owned() }
         }
-        Some(Err(refusal)) => {
+        Some(Err(Denied::Failover(rule))) => {
+            info!(volume = volume.name(), command = verb.name(), %rule, "command refused");
+            Reply::Forbidden { rule: rule.name().to_owned(), sentence: rule.sentence().to_owned() }
+        }
+        Some(Err(Denied::Volume(refusal))) => {
             info!(volume = volume.name(), command = verb.name(), %refusal, "command refused");
             Reply::Refused(refusal)
         }
