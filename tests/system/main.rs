@@ -14,12 +14,14 @@
 //! kernel ends each daemon with its test, and mounts are in the daemon's own namespace.
 
 mod attach;
+mod automatic;
 mod bad_start;
 mod clients;
 mod command_line;
 mod damaged_metadata;
 mod disk_errors;
 mod disk_faults;
+mod etcd;
 mod failover;
 mod formatting;
 mod honest;

@@ -22,11 +22,13 @@ pub(crate) struct Setup {
     pub(crate) volume_keys: &'static str,
     /// Metadata in files of their own.
     pub(crate) external: bool,
+    /// The lines of `[arbiter]`; empty for none.
+    pub(crate) arbiter: String,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { size: 32 * MIB, mode: "sync", volume_keys: "", external: false }
+        Self { size: 32 * MIB, mode: "sync", volume_keys: "", external: false, arbiter: String::new() }
     }
 }
 
@@ -136,17 +138,21 @@ pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn write_config(of: &Node, alpha_data: &str, beta_data: &str, alpha: &Node, beta: &Node, setup: &Setup) {
     let mut text = "cluster = \"test\"\n".to_owned();
+    if !setup.arbiter.is_empty() {
+        write!(text, "\n[arbiter]\n{}\n", setup.arbiter).expect("a string takes everything");
+    }
     for (node, data) in [(alpha, alpha_data), (beta, beta_data)] {
         let heartbeat = node.data.replace(":7789", ":7790");
         write!(
             text,
             "\n[[node]]\nname = \"{}\"\ndata = \"{data}\"\nheartbeat = [\"{heartbeat}\"]\ncontrol = \"{}\"\n\
-             nbd = [\"unix:{}\", \"tcp:{}\"]\nsaved = \"{}\"\n",
+             nbd = [\"unix:{}\", \"tcp:{}\"]\nsaved = \"{}\"\nstate = \"{}\"\n",
             node.name,
             node.control.display(),
             node.nbd_unix.display(),
             node.nbd_tcp,
-            node.device.with_extension("saved").display()
+            node.device.with_extension("saved").display(),
+            node.device.with_extension("state").display()
         )
         .expect("a string takes everything");
     }
