@@ -1,6 +1,5 @@
 //! Who decides that a lost peer can no longer be promoted by itself.
 
-use crate::units::{PeerNo, Term};
 use crate::volume::io::Command;
 
 /// The sentence that says what this version can promise without an arbiter; logged at start and shown in `status`.
@@ -12,6 +11,6 @@ pub(super) const PROMISE: &str = "no arbiter is configured: a primary that loses
 /// Without an arbiter there is nobody to ask: nothing but an operator promotes the peer, so it counts as excluded at
 /// once. That is safe only as long as the operator keeps to the sentence of `PROMISE`. With an arbiter this is the
 /// place that asks it, and answers only after its record names this node alone.
-pub(super) fn exclude(peer: PeerNo, term: Term) -> Command {
-    Command::Exclude { peer, term }
+pub(super) fn exclude(number: u64) -> Command {
+    Command::Exclude { number }
 }
