@@ -421,6 +421,25 @@ fn links_in_the_docs_lead_somewhere() {
 }
 
 #[test]
+fn tests_named_in_the_docs_exist() {
+    let mut findings = Findings::default();
+    let page = read(&root().join("docs/testing.md"));
+    let tests: String = all_sources().into_iter().map(|source| source.text).collect();
+    let mut names = 0;
+    for (i, line) in page.text.lines().enumerate().filter(|(_, line)| line.starts_with('|')) {
+        // A cell of a table names tests by their last words; a name of three words or more is a test's.
+        let quoted = line.split('`').skip(1).step_by(2).map(|name| name.rsplit("::").next().unwrap_or(name));
+        for name in quoted.filter(|name| name.matches('_').count() >= 2 && !name.contains(char::is_uppercase)) {
+            names += 1;
+            if !tests.contains(&format!("fn {name}(")) {
+                findings.add(&page.path, i + 1, format!("there is no test `{name}`"));
+            }
+        }
+    }
+    assert!(names > 60, "the names are found: {names}");
+}
+
+#[test]
 fn pages_named_in_the_code_exist() {
     let mut findings = Findings::default();
     for source in sources("src") {

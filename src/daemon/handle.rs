@@ -326,6 +326,8 @@ impl VolumeHandle {
                 let _ = waiter.map(|waiter| waiter.send(dirty));
             }
             News::Report(report) => self.report(report),
+            // Without an arbiter nobody decides on it.
+            News::Standing(_) => {}
             News::LinkClosed { peer, connection, why } => self.link_closed(peer, connection, why),
             News::ClientGone { session, why } => {
                 self.book().clients.remove(&session);
@@ -344,9 +346,13 @@ impl VolumeHandle {
                 self.link_news.notify_waiters();
                 self.events.tell(volume, Happening::Changed { what, old, new, why });
             }
-            Report::ExclusionWanted { peer, term } => {
+            Report::ExclusionWanted { peer: _, number } => {
                 // The answer of this command is a report that the state changed.
-                drop(self.command(arbiter::exclude(peer, term)));
+                drop(self.command(arbiter::exclude(number)));
+            }
+            Report::ExclusionWithdrawn { peer, number: _ } => {
+                let peer = self.peer_name(peer);
+                info!(volume, peer, "the peer is in sync again before this node went on alone");
             }
             Report::SplitBrain { peer, detail } => {
                 let peer = self.peer_name(peer).to_owned();

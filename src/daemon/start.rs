@@ -94,6 +94,7 @@ fn volume_config(me: &Node, spec: &VolumeSpec) -> VolumeConfig {
         backlog_bytes_max: spec.backlog_bytes,
         backlog_age_max: spec.backlog_age,
         pace: PaceLimits { rate_max: spec.resync_rate_max.unwrap_or(0), rate_min: spec.resync_rate_min },
+        arbitrated: false,
         resume_primary: spec.resume_primary,
         boot: boot_id(),
         limits: Limits::default(),

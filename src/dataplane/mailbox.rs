@@ -6,14 +6,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::sys::EventFd;
-use crate::units::{ConnectionId, DiskInstance, GenerationId, PeerNo, SessionId, Ticket};
-use crate::volume::io::{Command, DirtyRuns, PeerView, Refusal, Report, Snapshot};
+use crate::units::{ConnectionId, DiskInstance, GenerationId, Moment, PeerNo, SessionId, Ticket};
+use crate::volume::io::{Command, DirtyRuns, PeerView, Refusal, Report, Snapshot, Standing};
 
 /// Runs in one answer to [`Letter::AskDirty`].
 pub const DIRTY_RUNS_MAX: usize = 1024;
@@ -117,6 +118,8 @@ pub enum News {
     },
     /// Something to log or act on.
     Report(Report),
+    /// What failover needs to know is different from what was told last.
+    Standing(Standing),
     /// A link is gone; the daemon may dial again.
     LinkClosed {
         /// The peer.
@@ -200,6 +203,7 @@ pub enum PostError {
 pub struct Mailbox {
     letters: SyncSender<Letter>,
     wake: Arc<EventFd>,
+    lease: Arc<AtomicU64>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -215,6 +219,13 @@ impl Mailbox {
             TrySendError::Full(_) => PostError::Full,
             TrySendError::Disconnected(_) => PostError::Closed,
         })
+    }
+
+    /// Until when the volume may answer clients, on the clock of [`now`](super::now); it needs no lease until this was said once. What is
+    /// ready later is held, and goes out when a later end is told; a volume that stands down drops it. Never waits.
+    pub fn set_lease(&self, until: Moment) {
+        self.lease.store(until.0, Ordering::Release);
+        self.wake.signal();
     }
 
     /// Waits until the volume's thread has ended, as it does after [`Letter::Stop`] (and after [`News::Stopped`]). Blocks:
@@ -238,12 +249,18 @@ impl Mailbox {
 pub(super) struct Letters {
     letters: Receiver<Letter>,
     wake: Arc<EventFd>,
+    lease: Arc<AtomicU64>,
 }
 
 impl Letters {
     /// Becomes readable when a letter came.
     pub(super) fn wake(&self) -> &EventFd {
         &self.wake
+    }
+
+    /// Until when clients may be answered.
+    pub(super) fn lease(&self) -> Moment {
+        Moment(self.lease.load(Ordering::Acquire))
     }
 
     /// The next letter. Clear [`Letters::wake`] before the first call of a round.
@@ -259,6 +276,8 @@ const LETTERS_MAX: usize = 256;
 pub(super) fn mailbox() -> io::Result<(Mailbox, Letters)> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(LETTERS_MAX);
     let wake = Arc::new(EventFd::new()?);
-    let mailbox = Mailbox { letters: sender, wake: Arc::clone(&wake), thread: Arc::default() };
-    Ok((mailbox, Letters { letters: receiver, wake }))
+    let lease = Arc::new(AtomicU64::new(u64::MAX));
+    let mailbox =
+        Mailbox { letters: sender, wake: Arc::clone(&wake), lease: Arc::clone(&lease), thread: Arc::default() };
+    Ok((mailbox, Letters { letters: receiver, wake, lease }))
 }

@@ -42,6 +42,8 @@ mod engine;
 mod engine_tests;
 #[cfg(test)]
 mod follow_tests;
+#[cfg(test)]
+mod lease_tests;
 mod link;
 pub mod mailbox;
 mod newsroom;

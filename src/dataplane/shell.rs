@@ -23,7 +23,7 @@ use super::share::{Holders, Share};
 use super::sys::{self, Epoll, Ready};
 use crate::units::{BufId, ByteRange, ConnectionId, DiskInstance, GenerationId, Moment, OpId, PeerNo, SessionId};
 use crate::volume::Volume;
-use crate::volume::io::{DirtyRuns, Effect, Input, Snapshot};
+use crate::volume::io::{DirtyRuns, Effect, Input, Snapshot, Standing};
 
 const MAILBOX: u64 = 0;
 const DISK: u64 = 1;
@@ -43,6 +43,10 @@ pub(super) trait Machine {
     fn dirty_runs(&self, from_block: u64) -> DirtyRuns;
     fn is_serving(&self) -> bool;
     fn generation(&self) -> GenerationId;
+    /// None: failover is no matter of this machine.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
 }
 
 impl Machine for Volume {
@@ -63,6 +67,9 @@ impl Machine for Volume {
     }
     fn generation(&self) -> GenerationId {
         Self::generation(self)
+    }
+    fn standing(&self) -> Option<Standing> {
+        Some(Self::standing(self))
     }
 }
 
@@ -113,6 +120,8 @@ pub(super) struct Shell<M> {
     ready: Vec<Ready>,
     started: Moment,
     spin: Duration,
+    /// As last told.
+    standing: Option<Standing>,
     news_kept: bool,
     stopped: bool,
 }
@@ -162,6 +171,7 @@ impl<M: Machine> Shell<M> {
             ready: Vec::new(),
             started: now,
             spin,
+            standing: None,
             news_kept: false,
             stopped: false,
         })
@@ -232,6 +242,7 @@ impl<M: Machine> Shell<M> {
         self.serve_reads();
         // What the ends of connections led to goes now too: nothing is left behind while the thread sleeps.
         self.settle()?;
+        self.tell_standing();
         self.news_kept = self.news.retry();
         Ok(())
     }
@@ -337,6 +348,21 @@ impl<M: Machine> Shell<M> {
 
     pub(super) fn session_at(&self, id: SessionId) -> Option<usize> {
         self.sessions.binary_search_by_key(&id, |session| session.id).ok()
+    }
+
+    /// True while clients may be answered. Asked after the work and before each reply: whoever takes over waits until this is over, so an
+    /// answer given while it holds is no older than the question.
+    pub(super) fn is_leased(&self) -> bool {
+        let until = self.letters.lease();
+        until == Moment(u64::MAX) || sys::now() < until
+    }
+
+    fn tell_standing(&mut self) {
+        let standing = self.machine.standing();
+        if let Some(told) = standing.filter(|_| standing != self.standing) {
+            self.news.tell(News::Standing(told));
+            self.standing = standing;
+        }
     }
 
     fn read_letters(&mut self) {

@@ -259,7 +259,7 @@ impl Machine for Script {
 const LEN: u64 = 136 << 20;
 
 pub(super) struct Node {
-    mailbox: Mailbox,
+    pub(super) mailbox: Mailbox,
     news: mpsc::Receiver<News>,
     pub(super) seen: Arc<Seen>,
     file: tempfile::NamedTempFile,
@@ -354,7 +354,7 @@ pub(super) fn request(kind: u16, flags: u16, cookie: u64, offset: u64, len: u32)
 }
 
 /// Reads a simple reply: its cookie and error.
-fn simple(stream: &mut impl Read) -> (u64, u32) {
+pub(super) fn simple(stream: &mut impl Read) -> (u64, u32) {
     let mut bytes = [0u8; 16];
     stream.read_exact(&mut bytes).expect("a reply");
     assert_eq!(bytes[..4], 0x6744_6698u32.to_be_bytes());
@@ -648,7 +648,7 @@ fn link(node: &Node, connection: u64, socket: OwnedFd) {
     node.mailbox.post(Letter::AdoptLink { peer: PEER, connection, instance, socket }).expect("taken");
 }
 
-fn state(node: &mut Node) -> Box<super::mailbox::State> {
+pub(super) fn state(node: &mut Node) -> Box<super::mailbox::State> {
     node.mailbox.post(Letter::Ask { ticket: Ticket(1) }).expect("taken");
     node.hear(|news| match news {
         News::State { state, .. } => Some(state),

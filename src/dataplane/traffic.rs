@@ -172,13 +172,18 @@ impl<M: Machine> Shell<M> {
     /// Sends the clients' replies and ends those that are done.
     pub(super) fn answer_clients(&mut self) {
         let generation = self.machine.generation();
-        for session in &mut self.sessions {
+        for i in 0..self.sessions.len() {
+            let leased = self.is_leased();
+            let session = &mut self.sessions[i];
             if session.follows.is_some_and(|told| told != generation) {
                 let why = "it follows the volume, whose generation is another now; it asks again";
                 self.doomed.push((session.id, why.to_owned()));
                 continue;
             }
-            session.flush(&mut self.pool);
+            // Without a lease what is ready is kept.
+            if leased {
+                session.flush(&mut self.pool);
+            }
             if session.is_finished() {
                 self.doomed.push((session.id, "the client said goodbye".to_owned()));
             }

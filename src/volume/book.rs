@@ -10,8 +10,11 @@
 //! A generation vouches for everything acknowledged before it. So the data is made stable before a superblock with a new one
 //! is written: else a power loss could leave the generation and take what the absent copy still has.
 
+use std::collections::VecDeque;
+
+use crate::condition::DiskState;
 use crate::meta::{MetaPage, PeerRecord, Superblock};
-use crate::units::{GenerationId, OpId, PeerNo, Term};
+use crate::units::{GenerationId, OpId, PeerNo, Term, Ticket};
 
 /// What to do when a change is durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +39,10 @@ pub(crate) enum Then {
     PeerDetached(PeerNo, GenerationId),
     /// The end is recorded.
     ShutDown,
+    /// A promise is durable.
+    Promised(Ticket, Term),
+    /// What a command asked for is durable.
+    Done(Ticket),
 }
 
 /// Whether the data that the generation in memory vouches for is stable.
@@ -58,12 +65,15 @@ pub(crate) struct Book {
     held: [u64; 2],
     data: Data,
     waiting: Vec<(u64, Then)>,
+    /// What the disk is worth and the term, with the version since which: first the durable ones, then those that are not yet.
+    facts: VecDeque<(u64, DiskState, Term)>,
 }
 
 impl Book {
     /// A book that starts with what the disk holds.
     pub(crate) fn new(superblock: Superblock) -> Self {
-        Self { superblock, version: 0, committing: None, held: [0; 2], data: Data::Stable, waiting: Vec::new() }
+        let facts = VecDeque::from([(0, superblock.disk, superblock.term)]);
+        Self { superblock, version: 0, committing: None, held: [0; 2], data: Data::Stable, waiting: Vec::new(), facts }
     }
 
     /// The superblock as of the last change.
@@ -81,6 +91,10 @@ impl Book {
         let generation = self.superblock.lineage.current;
         how(&mut self.superblock);
         self.version += 1;
+        let (disk, term) = (self.superblock.disk, self.superblock.term);
+        if self.facts.back().is_none_or(|&(_, d, t)| (d, t) != (disk, term)) {
+            self.facts.push_back((self.version, disk, term));
+        }
         if self.superblock.lineage.current != generation {
             self.data = Data::Unflushed;
         }
@@ -108,6 +122,19 @@ impl Book {
         self.waiting.push((self.version, then));
     }
 
+    /// The disk state and the term that both copies carry.
+    pub(crate) fn durable_facts(&self) -> (DiskState, Term) {
+        let &(_, disk, term) = self.facts.front().expect("there is always one");
+        (disk, term)
+    }
+
+    fn learn_durable(&mut self) {
+        let durable = self.durable();
+        while self.facts.get(1).is_some_and(|&(since, ..)| since <= durable) {
+            self.facts.pop_front();
+        }
+    }
+
     /// Drops what `forget` names from what waits.
     pub(crate) fn forget(&mut self, forget: impl Fn(&Then) -> bool) {
         self.waiting.retain(|(_, then)| !forget(then));
@@ -129,6 +156,7 @@ impl Book {
     pub(crate) fn committed(&mut self) -> Vec<Then> {
         let (_, version) = self.committing.take().expect("a commit was under way");
         self.held = [version, self.held[0]];
+        self.learn_durable();
         let durable = self.durable();
         let mut ready = Vec::new();
         self.waiting.retain(|&(wanted, then)| {
@@ -156,6 +184,7 @@ impl Book {
         self.held = [self.version; 2];
         self.committing = None;
         self.data = Data::Stable;
+        self.learn_durable();
         self.waiting.drain(..).map(|(_, then)| then).collect()
     }
 }

@@ -3,19 +3,40 @@
 //! A failed write or flush, of data or metadata, is a failed disk; it is never tried again (after a failed fsync the
 //! kernel may have dropped what was dirty). What follows depends on the role:
 //!
-//! - A primary with an equal peer goes on with the peer's disk. First the peer records, durably, a new generation and
-//!   that this copy needs every block; until it says so, nothing more is acknowledged. So the failed copy can never pass for a good one.
+//! - A primary with an equal peer goes on with the peer's disk. First that is allowed, as any other exclusion is, with this copy as the one
+//!   given up. Then the peer records, durably, a new generation and that this copy needs every block; until it says so, nothing more
+//!   is acknowledged. So the failed copy can never pass for a good one.
 //! - A primary without such a peer answers errors: no copy is left that could serve.
 //! - A secondary tells the primary and parts.
 
 use crate::condition::{DiskState, Role};
 use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
 use crate::volume::book::Then;
-use crate::volume::io::{BufSlice, DiskError, Effect, SendBody};
+use crate::volume::io::{BufSlice, DiskError, Effect, Report, SendBody};
 use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
 use crate::volume::{Effects, Volume};
 use crate::wire::Message;
+
+/// A primary without a disk is about to go on with its peer's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Detaching {
+    /// The peer with the good copy.
+    pub(super) peer: PeerNo,
+    /// Number of the exclusion of the own copy.
+    pub(super) number: u64,
+    /// When it was asked for last.
+    pub(super) asked: Moment,
+    /// It was allowed; the peer records this.
+    generation: Option<GenerationId>,
+}
+
+impl Detaching {
+    /// It was not allowed yet.
+    pub(super) fn is_asked(&self) -> bool {
+        self.generation.is_none()
+    }
+}
 
 impl Volume {
     pub(super) fn fail_local(&mut self, now: Moment, what: &str, error: DiskError, out: &mut Effects) {
@@ -41,7 +62,9 @@ impl Volume {
             .filter(|(_, entry)| entry.local_written)
             .filter_map(|(_, entry)| entry.segment)
             .collect();
-        for segment in written {
+        let parked =
+            self.peers.iter().filter_map(|peer| peer.exclusion.as_ref()).flat_map(|e| e.parked.iter().copied());
+        for segment in parked.chain(written).collect::<Vec<_>>() {
             self.copy_lost(segment);
         }
         let errno = u32::try_from(error.errno).unwrap_or(0);
@@ -79,18 +102,27 @@ impl Volume {
                 self.drop_link(now, peer, "this node's disk failed before the peer had everything".into(), out);
                 continue;
             }
-            let generation = self.mint();
-            self.book.change(|superblock| superblock.lineage.advance(generation));
             // From here on a write counts when the peer has it, in every mode.
             let last = self.log.last();
             self.peer_mut(peer).share_floor.get_or_insert(last);
-            self.detaching = Some((peer, generation));
-            self.mark(Mark::Detached);
-            self.send(peer, Message::Detached { generation }, None, out);
+            let number = self.next_exclusion();
+            self.detaching = Some(Detaching { peer, number, asked: now, generation: None });
+            out.push(Effect::Report(Report::ExclusionWanted { peer, number }));
         }
         if self.detaching.is_none() {
             Self::note("no copy is left that can serve: clients get errors until a disk is back", true, out);
         }
+    }
+
+    /// Whoever decides has agreed that this copy is given up.
+    pub(super) fn detach_allowed(&mut self, out: &mut Effects) {
+        let generation = self.mint();
+        let Some(detaching) = self.detaching.as_mut().filter(|detaching| detaching.is_asked()) else { return };
+        detaching.generation = Some(generation);
+        let peer = detaching.peer;
+        self.book.change(|superblock| superblock.lineage.advance(generation));
+        self.mark(Mark::Detached);
+        self.send(peer, Message::Detached { generation }, None, out);
     }
 
     /// The primary lost its disk: what it had is recorded as behind, and this copy as the newest.
@@ -119,7 +151,7 @@ impl Volume {
 
     /// The peer has recorded it: what waited for the lost disk needs to wait no more.
     pub(super) fn detached_done(&mut self, peer: PeerNo, generation: GenerationId, out: &mut Effects) {
-        if self.detaching == Some((peer, generation)) {
+        if self.detaching.is_some_and(|detaching| (detaching.peer, detaching.generation) == (peer, Some(generation))) {
             self.detaching = None;
             self.release_detached(out);
         }
@@ -131,11 +163,15 @@ impl Volume {
         }
     }
 
-    /// The peer is lost before it has recorded it: no copy is left.
+    /// The peer is lost before it has recorded it: no copy is left that this node may count on.
     pub(super) fn detach_lost(&mut self, peer: PeerNo, out: &mut Effects) {
-        if self.detaching.is_some_and(|(to, _)| to == peer) {
+        if self.detaching.is_some_and(|detaching| detaching.peer == peer) {
             self.mark(Mark::DetachLost);
             self.detaching = None;
+            for &segment in &self.detach_waiting {
+                let request = self.segments.get(segment).request;
+                self.requests.get_mut(request).failed = true;
+            }
             self.release_detached(out);
         }
     }

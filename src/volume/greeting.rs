@@ -1,7 +1,7 @@
 //! A link from its first word to its verdict.
 //!
-//! Each node greets when it is at rest: attached, nothing of an old stream left to apply, no change of role or exclusion
-//! under way. Both judge the two greetings with [`reconcile`] and tell each other; a pair that disagrees parts. What a
+//! Each node greets when it is at rest: attached, nothing of an old stream left to apply, no change of role under way, and no exclusion
+//! that was allowed. Both judge the two greetings with [`reconcile`] and tell each other; a pair that disagrees parts. What a
 //! node has said must still be true when it judges, or it parts and greets again.
 
 use crate::condition::{Continuity, DiskState, Role};
@@ -31,7 +31,7 @@ impl Volume {
         } else if self.transition.is_final() {
             Some("this node is shutting down")
         } else {
-            None
+            self.promise_forbids_link()
         };
         let link = self.peer_mut(peer);
         link.link = Link::Greeting { connection, instance, mine: None, theirs: None };
@@ -72,10 +72,11 @@ impl Volume {
             let at_rest = self.attached
                 && self.stream_is_idle()
                 && self.transition.is_none()
-                && self.peer(peer).exclusion.is_none()
+                && self.promise.is_none()
+                && self.former_writes_rest()
                 && self.detaching.is_none();
             let Link::Greeting { instance, mine: None, .. } = &self.peer(peer).link else { continue };
-            if !at_rest {
+            if !at_rest || !self.may_greet(peer, *instance) {
                 continue;
             }
             let said = self.greeting(peer, *instance);
@@ -136,7 +137,7 @@ impl Volume {
             return;
         }
         match verdict {
-            _ if !self.transition.is_none() => {
+            _ if !self.transition.is_none() || self.promise.is_some() => {
                 self.drop_link(now, peer, "this node's role is changing; it greets again".into(), out);
             }
             Verdict::Refuse | Verdict::SplitBrain => self.refuse(now, peer, rule, verdict, &theirs, out),
@@ -207,6 +208,7 @@ impl Volume {
         if self.role == Role::Primary && self.peer(peer).cursor.is_none() {
             self.open_stream(now, peer, out);
         }
+        self.withdraw_exclusion(peer, out);
         self.try_to_resume(now, out);
     }
 
@@ -230,16 +232,19 @@ impl Volume {
         theirs: &Greeting,
         out: &mut Effects,
     ) {
+        // The record says who stands down, and then both meet again.
+        let decided = self.config.arbitrated && matches!(rule, SyncRule::PrimaryBehind | SyncRule::BothPrimary);
+        let split = verdict == Verdict::SplitBrain && !decided;
         let why = match verdict {
-            Verdict::SplitBrain => format!("split brain (rule {})", rule.name()),
+            Verdict::SplitBrain if split => format!("split brain (rule {})", rule.name()),
             _ => format!("refused by rule {}", rule.name()),
         };
         let news = self.peer(peer).why != why;
-        if verdict == Verdict::SplitBrain && news {
+        if split && news {
             let detail = self.split_detail(peer, rule, theirs);
             out.push(Effect::Report(Report::SplitBrain { peer, detail }));
         }
-        if verdict == Verdict::SplitBrain && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
+        if split && self.role == Role::Secondary && self.disk() == DiskState::UpToDate {
             self.set_disk(DiskState::Diverged, &why, out);
         }
         self.drop_link(now, peer, why, out);

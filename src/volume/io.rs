@@ -212,14 +212,34 @@ pub enum Command {
     Connect,
     /// Settle the daemon's end: finish, flush, record that everything is in order, say goodbye.
     Shutdown,
-    /// The peer can no longer be promoted by itself with older data: go on alone. Said by the daemon in answer to
-    /// [`Report::ExclusionWanted`].
+    /// The exclusion of this number is allowed: mint the generation, make it durable, go on alone. Said by the daemon in answer to
+    /// [`Report::ExclusionWanted`]; another number than the present one is ignored.
     Exclude {
-        /// The peer.
-        peer: PeerNo,
-        /// The term under which it was asked.
-        term: Term,
+        /// The number.
+        number: u64,
     },
+    /// Make the term durable, and take nothing of an older one. A primary refuses.
+    Promise {
+        /// The term; newer than any this node knows.
+        term: Term,
+        /// Drop the links and take none until released or promoted. Otherwise a link to a secondary stays.
+        part: bool,
+    },
+    /// The promise is not needed any more: links are taken again. The term stays.
+    Release,
+    /// Become primary at the promised term. Refused when another, or none, was promised.
+    TakeOver {
+        /// The term.
+        term: Term,
+        /// Also with a copy that is not UpToDate.
+        force: bool,
+    },
+    /// Stop at once: answer nothing any more, disconnect the clients without a reply, become secondary, and durably Outdated.
+    StandDown,
+    /// Finish, flush on both copies and become secondary: the first half of a handover, of which `TakeOver` on the peer is the second.
+    Drain,
+    /// Make durable that this copy is Outdated: the primary goes on without it.
+    Outdate,
 }
 
 /// What became of the blocks that only this copy holds, before it is given up.
@@ -386,12 +406,20 @@ pub enum Report {
         /// Because.
         why: String,
     },
-    /// The peer is gone and could be promoted with what it has: ask the arbiter, then say [`Command::Exclude`].
+    /// The peer is gone and could be promoted with what it has: ask the arbiter, then say [`Command::Exclude`]. When the own disk has
+    /// failed, it is this node's copy that shall not be promoted any more, and the peer's that goes on. Said again while it waits.
     ExclusionWanted {
         /// The peer.
         peer: PeerNo,
-        /// The term under which.
-        term: Term,
+        /// Counted up while the volume lives.
+        number: u64,
+    },
+    /// The peer was in sync again before its exclusion was allowed: there is nothing to decide.
+    ExclusionWithdrawn {
+        /// The peer.
+        peer: PeerNo,
+        /// The number.
+        number: u64,
     },
     /// Both copies hold acknowledged writes that the other lacks. Nothing is overwritten.
     SplitBrain {
@@ -430,6 +458,31 @@ pub struct ResyncView {
     pub finished: bool,
     /// It is paused.
     pub paused: bool,
+}
+
+/// What failover needs to know of a volume. Everything in it is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Standing {
+    /// Its role. Secondary: nobody is answered any more.
+    pub role: Role,
+    /// Its disk.
+    pub disk: DiskState,
+    /// The disk has answered nothing for as long as a silent peer would be dropped, although something is due.
+    pub disk_stalled: bool,
+    /// Its term.
+    pub term: Term,
+    /// It has promised this term, in this life.
+    pub promised: Option<Term>,
+    /// Nothing of an old stream or an old role is left to be applied, and no change of role is under way.
+    pub idle: bool,
+    /// A link is established.
+    pub link: bool,
+    /// The first peer's copy, once it has been met.
+    pub peer: Option<DiskInstance>,
+    /// The first peer's copy and this one are equal and linked; on a primary, every new write waits for the peer as the mode says.
+    pub peer_in_sync: bool,
+    /// Primary: the number of the exclusion that it waits for. Writes wait too.
+    pub exclusion: Option<u64>,
 }
 
 /// A peer as `status` shows it.

@@ -24,8 +24,9 @@ marks! {
     StreamOutlived = "a stream was applied after its link was lost",
     NumbersPassed = "a barrier passed numbers that went to other peers",
     UnstableDirty = "what a lost peer had not made stable became dirty",
-    ExcludedFirst = "an exclusion was allowed before it was durable",
-    ExcludedLast = "an exclusion was durable before it was allowed",
+    Parked = "a write waited for nothing but an exclusion",
+    Withdrawn = "a peer was in sync again before its exclusion was allowed",
+    Overtaken = "an exclusion was allowed while its peer greeted",
     LostAgain = "a link was lost again during an exclusion",
     ResyncLost = "a block of a resync was under way when its target was lost",
     GenerationWaited = "a generation waited for the data before it",
@@ -57,6 +58,7 @@ marks! {
     ReadElsewhere = "a read that failed was tried on the peer",
     Detached = "a primary went on without its disk",
     DetachLost = "the peer of a primary without a disk was lost before it had recorded it",
+    StoodDown = "a primary stood down",
     Abandoned = "a failed disk ended a change of role",
 }
 

@@ -89,6 +89,12 @@ impl Volume {
                 self.mark(Mark::Abandoned);
                 self.durable(now, then, out);
             }
+            if let Then::Promised(ticket, _) | Then::Done(ticket) = then {
+                let what = "this node's disk failed meanwhile";
+                let way_out = "Promote the other node, then replace the disk";
+                let result = Err(super::roles::refusal(super::rule::Rule::DiskFailed, what, way_out));
+                out.push(Effect::Answer { ticket, result });
+            }
         }
     }
 
@@ -290,6 +296,11 @@ impl Volume {
                 self.send(peer, crate::wire::Message::DetachedDone { generation }, None, out);
             }
             Then::ShutDown => self.shut_down(out),
+            Then::Promised(ticket, term) => {
+                self.promise_is_durable(term);
+                out.push(Effect::Answer { ticket, result: Ok(()) });
+            }
+            Then::Done(ticket) => out.push(Effect::Answer { ticket, result: Ok(()) }),
         }
     }
 

@@ -1,19 +1,13 @@
 //! A peer's cursor: writes go out, acknowledgements come back, and one day the peer is gone.
 //!
-//! # Losing a peer that was in sync
-//!
-//! ```text
-//!  link lost --> unstable writes become dirty --> [primary] new generation durable AND exclusion allowed --> its shares are given up
-//! ```
-//! Until both have happened, nothing is acknowledged that the peer does not have (contract, section 2.4). A peer that was not in
-//! sync, a target of resync for instance, could not be promoted by itself anyway: its shares are given up at once.
+//! What was not stable on a lost peer becomes dirty. If the peer was in sync, its shares wait for its `exclusion`; a peer that was not
+//! in sync, a target of resync for instance, could not be promoted by itself anyway: its shares are given up at once.
 
 use crate::condition::{DiskState, Mode, Role};
 use crate::units::{BufId, ByteRange, ConnectionId, Moment, PeerNo, Seq, Term};
-use crate::volume::book::Then;
-use crate::volume::io::{Effect, Report};
+use crate::volume::io::Effect;
 use crate::volume::marks::Mark;
-use crate::volume::peer::{Exclusion, Link, Sync};
+use crate::volume::peer::{Link, Sync};
 use crate::volume::transfer_log::Cursor;
 use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
@@ -22,8 +16,6 @@ use crate::wire::Message;
 const TERM_LEAP_MAX: u64 = 1 << 20;
 /// Reads of a peer without a disk that may be held back.
 const PEER_READS_MAX: usize = 4096;
-/// An exclusion that nobody has allowed yet is asked for again this often.
-const EXCLUSION_REPEAT: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Volume {
     /// A message of an established or starting link.
@@ -154,7 +146,7 @@ impl Volume {
     }
 
     /// The shares of one copy in the segments above `floor`, up to `through`, are done.
-    fn give_shares_up(&mut self, floor: Seq, through: Option<Seq>, out: &mut Effects) {
+    pub(super) fn give_shares_up(&mut self, floor: Seq, through: Option<Seq>, out: &mut Effects) {
         let last = through.unwrap_or(self.log.last());
         for number in floor.0 + 1..=last.0 {
             if let Some(segment) = self.log.get(Seq(number)).and_then(|entry| entry.segment) {
@@ -230,6 +222,9 @@ impl Volume {
         if self.peer(peer).exclusion.is_some() {
             // Lost again before it was done: the shares stay until it is.
             self.mark(Mark::LostAgain);
+            let last = self.log.last();
+            self.peer_mut(peer).share_floor.get_or_insert(last);
+            self.park_written(peer);
             return;
         }
         if self.transition.has_ended() {
@@ -280,95 +275,10 @@ impl Volume {
         self.peer_mut(peer).backlog_bytes = 0;
     }
 
-    /// Starts to go on without a peer that could be promoted with what it has.
-    pub(super) fn exclude(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
-        let (last, term) = (self.log.last(), self.term());
-        let link = self.peer_mut(peer);
-        link.share_floor = Some(link.share_floor.unwrap_or(last));
-        link.exclusion = Some(Exclusion { durable: false, allowed: false, term, asked: now });
-        self.leave_behind(Some(Then::Excluded(peer)), "a peer that was in sync is gone", out);
-        out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
-        // A target was told the generation that it comes to; it has to be told the new one.
-        let targets: Vec<PeerNo> = self.peer_numbers().filter(|&p| self.peer(p).is_target()).collect();
-        for target in targets {
-            self.drop_link(now, target, "the generation changed meanwhile; both greet again".into(), out);
-        }
-    }
-
-    /// Mints a generation that absent peers do not have.
-    pub(super) fn leave_behind(&mut self, then: Option<Then>, why: &str, out: &mut Effects) {
-        let next = self.mint();
-        let fresh = self.book.get().lineage.is_fresh();
-        let absent: Vec<usize> = self
-            .peer_numbers()
-            .filter(|&p| fresh || !matches!(self.peer(p).link, Link::Up { .. }))
-            .map(|p| self.slot(p))
-            .collect();
-        let old = self.book.get().lineage.current;
-        let how = |superblock: &mut crate::meta::Superblock| {
-            for slot in absent {
-                let base = &mut superblock.peers[slot].base;
-                if !base.is_some() {
-                    *base = if old.is_some() { old } else { next };
-                }
-            }
-            superblock.lineage.advance(next);
-        };
-        match then {
-            Some(then) => self.book.change_then(then, how),
-            None => self.book.change(how),
-        }
-        Self::changed("generation", old, next, why, out);
-    }
-
-    /// The generation without the peer is durable.
-    pub(super) fn excluded_durably(&mut self, peer: PeerNo, out: &mut Effects) {
-        if let Some(exclusion) = &mut self.peer_mut(peer).exclusion {
-            exclusion.durable = true;
-            let mark = if exclusion.allowed { Mark::ExcludedFirst } else { Mark::ExcludedLast };
-            self.mark(mark);
-        }
-        self.finish_exclusion(peer, out);
-    }
-
-    /// Whoever decides has agreed that the peer cannot be promoted by itself any more.
-    pub(super) fn exclusion_allowed(&mut self, peer: PeerNo, term: Term, out: &mut Effects) {
-        match &mut self.peer_mut(peer).exclusion {
-            Some(exclusion) if exclusion.term == term => exclusion.allowed = true,
-            _ => return,
-        }
-        self.finish_exclusion(peer, out);
-    }
-
-    fn finish_exclusion(&mut self, peer: PeerNo, out: &mut Effects) {
-        let link = self.peer_mut(peer);
-        if !link.exclusion.is_some_and(|exclusion| exclusion.durable && exclusion.allowed) {
-            return;
-        }
-        link.exclusion = None;
-        let floor = link.share_floor.take().expect("an exclusion holds shares");
-        let name = link.name.clone();
-        self.give_shares_up(floor, None, out);
-        Self::changed(
-            &format!("replication {name}"),
-            "established",
-            "off",
-            "this node goes on alone; its writes are recorded as dirty",
-            out,
-        );
-    }
-
     /// Drops peers that are silent or make no progress; pings those that are idle.
     pub(super) fn check_peers(&mut self, now: Moment, out: &mut Effects) {
         for peer in self.peer_numbers() {
-            if let Some(exclusion) = &mut self.peer_mut(peer).exclusion
-                && !exclusion.allowed
-                && now.since(exclusion.asked) >= EXCLUSION_REPEAT
-            {
-                exclusion.asked = now;
-                let term = exclusion.term;
-                out.push(Effect::Report(Report::ExclusionWanted { peer, term }));
-            }
+            self.ask_again(now, peer, out);
             if self.peer(peer).connection().is_none() {
                 continue;
             }
@@ -402,8 +312,7 @@ impl Volume {
     }
 
     pub(super) fn peer_deadline(&self, peer: &super::Peer) -> Option<Moment> {
-        let ask = peer.exclusion.filter(|exclusion| !exclusion.allowed);
-        let ask = ask.map(|exclusion| exclusion.asked.after(EXCLUSION_REPEAT));
+        let ask = peer.exclusion.as_ref().and_then(super::exclusion::asked_again_at);
         if peer.connection().is_none() {
             return ask;
         }

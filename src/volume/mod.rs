@@ -7,11 +7,13 @@
 //! | file | noun |
 //! |---|---|
 //! | `primary` | a client's request: admission, launch, counting copies, reply |
-//! | `mirror` | a peer's cursor: acknowledgements, loss, exclusion |
+//! | `mirror` | a peer's cursor: acknowledgements, loss |
+//! | `exclusion` | going on without a peer that was in sync, or without the own disk |
 //! | `secondary` | the stream of a primary: apply, order, acknowledge |
 //! | `greeting` | a link from its first word to its verdict |
 //! | `source`, `target` | the two sides of a resync |
 //! | `roles` | promote, demote, switchover, shutdown |
+//! | `orders` | promise, take over, stand down: what whoever decides about failover says |
 //! | `stability` | flushes and barriers: who has made what stable |
 //! | `metadata` | commits: superblock, activity log, bitmap pages |
 //! | `failure` | the local disk is lost |
@@ -30,6 +32,7 @@
 //! 4. Ranges in flight do not overlap.
 
 mod book;
+mod exclusion;
 mod failure;
 mod greeting;
 mod hot_extents;
@@ -38,6 +41,7 @@ pub mod io;
 mod marks;
 mod metadata;
 mod mirror;
+mod orders;
 mod peer;
 mod primary;
 pub mod reconcile;
@@ -113,6 +117,9 @@ pub struct VolumeConfig {
     pub pace: PaceLimits,
     /// A node that was primary when it stopped becomes primary again when the peer consents.
     pub resume_primary: bool,
+    /// A record says which node is primary: this node never resumes that role by itself, and does not call a copy Diverged because it
+    /// meets a primary that was superseded and does not know it yet.
+    pub arbitrated: bool,
     /// Identity of the host's boot.
     pub boot: u128,
     /// Bounds of memory.
@@ -171,7 +178,7 @@ pub struct Volume {
     /// The disk is in use.
     local_ok: bool,
     /// A primary without a disk waits for a peer to record it.
-    detaching: Option<(PeerNo, GenerationId)>,
+    detaching: Option<failure::Detaching>,
     /// Segments whose local share waits for that.
     detach_waiting: Vec<SegmentId>,
     /// Become primary again when a peer consents.
@@ -180,6 +187,8 @@ pub struct Volume {
     clients: usize,
     requests: Slab<Request>,
     segments: Slab<Segment>,
+    /// Exclusions of this life.
+    exclusions: u64,
     /// Segments that wait for room, oldest first.
     waiting: VecDeque<SegmentId>,
     /// Segments that wait for a range that another holds.
@@ -210,6 +219,12 @@ pub struct Volume {
     peers: Vec<Peer>,
     stream: Option<Stream>,
     transition: Transition,
+    promise: Option<orders::Promised>,
+    /// This node stood down, and something of what was asked of it before is still under way.
+    former_writes: bool,
+    /// Since when the disk owes something and answers nothing.
+    disk_waits: Option<Moment>,
+    disk_stalled: bool,
     ops: Slab<Op>,
     /// Reads asked of a peer.
     remote_reads: Vec<primary::RemoteRead>,
@@ -256,7 +271,10 @@ impl Volume {
         }
         let blank_log = notes.iter().any(|note| matches!(note, crate::meta::Note::LogUnusable(_)));
         let (al_slots, extent_len) = (superblock.al_slots, superblock.extent_len);
-        let resume = config.resume_primary && superblock.was_primary && superblock.disk == DiskState::UpToDate;
+        let resume = config.resume_primary
+            && !config.arbitrated
+            && superblock.was_primary
+            && superblock.disk == DiskState::UpToDate;
         // A copy that lost its cache may lack what was acknowledged and not flushed. In semisync a secondary may have been cut
         // off between receiving a write, for which the primary has its word, and applying it.
         let lost = continuity == Continuity::Lost
@@ -282,6 +300,7 @@ impl Volume {
             clients: 0,
             requests: Slab::default(),
             segments: Slab::default(),
+            exclusions: 0,
             waiting: VecDeque::new(),
             conflicted: VecDeque::new(),
             warming: VecDeque::new(),
@@ -304,6 +323,10 @@ impl Volume {
             peers,
             stream: None,
             transition: Transition::None,
+            promise: None,
+            former_writes: false,
+            disk_waits: None,
+            disk_stalled: false,
             ops: Slab::default(),
             remote_reads: Vec::new(),
             next_remote_read: 0,
@@ -325,6 +348,7 @@ impl Volume {
     /// # Panics
     /// When the shell breaks a rule of [`io`]: those are errors of the program, not of a disk, peer or client.
     pub fn step(&mut self, now: Moment, input: Input, out: &mut Effects) {
+        let answered = matches!(input, Input::DiskDone { .. } | Input::MetaDone { .. });
         match input {
             Input::Host { session, tag, op, range, fua } => self.host(now, (session, tag), op, range, fua, out),
             Input::HostHere { .. } => self.clients += 1,
@@ -355,6 +379,7 @@ impl Volume {
             Input::Wake => {}
         }
         self.settle(now, out);
+        self.watch_disk(now, answered);
     }
 
     /// When [`Input::Wake`] is due, if nothing else happens before.
@@ -366,6 +391,8 @@ impl Volume {
             at(self.peer_deadline(peer));
         }
         at(self.transition.deadline());
+        at(self.detach_asked_again_at());
+        at(self.disk_stall_due());
         at(self.idle_barrier_due());
         at(self.bitmap_flush_due());
         at(self.resync_due());
@@ -390,6 +417,7 @@ impl Volume {
         self.attach(now, out);
         self.check_peers(now, out);
         self.pump_log();
+        self.watch_former_writes();
         self.pump_waiting(now, out);
         self.check_flushes(out);
         self.pump_greetings(now, out);

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use crate::condition::{DiskState, Role};
 use crate::meta::Bitmap;
-use crate::units::{ConnectionId, DiskInstance, Moment, PeerNo, Seq, Term};
+use crate::units::{ConnectionId, DiskInstance, Moment, PeerNo, Seq};
 use crate::volume::io::PeerView;
 use crate::volume::reconcile::{SyncRule, Verdict};
+use crate::volume::requests::SegmentId;
 use crate::volume::resync::{Incoming, Outgoing};
 use crate::volume::transfer_log::Cursor;
 use crate::wire::message::Greeting;
@@ -85,16 +86,16 @@ pub(crate) enum Sync {
 }
 
 /// A peer that was in sync is gone, and this node, primary, wants to go on without it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Exclusion {
-    /// The new generation is durable.
-    pub(crate) durable: bool,
-    /// The arbiter, or whoever decides, has agreed.
+    /// Its number, for whoever decides.
+    pub(crate) number: u64,
+    /// It was allowed: the generation without the peer is being made durable.
     pub(crate) allowed: bool,
-    /// The term under which it was asked.
-    pub(crate) term: Term,
-    /// When it was asked last.
+    /// When it was asked for last.
     pub(crate) asked: Moment,
+    /// Segments that are on the local disk and wait for nothing else.
+    pub(crate) parked: Vec<SegmentId>,
 }
 
 /// A peer.

@@ -272,7 +272,7 @@ impl Volume {
         self.local.received = self.local.written;
         if self.detaching.is_some() {
             self.detach_waiting.push(id);
-        } else {
+        } else if !self.parks(id, seq) {
             self.share_done(id, out);
         }
     }
@@ -292,7 +292,7 @@ impl Volume {
     pub(super) fn copy_lost(&mut self, id: SegmentId) {
         let segment = self.segments.get_mut(id);
         let request = segment.request;
-        let Stage::Launched { copies, .. } = &mut segment.stage else {
+        let (Stage::Launched { copies, .. } | Stage::Parked { copies }) = &mut segment.stage else {
             unreachable!("only a launched segment has copies");
         };
         *copies -= 1;
@@ -322,7 +322,7 @@ impl Volume {
         }
     }
 
-    fn request_part_done(&mut self, id: RequestId, out: &mut Effects) {
+    pub(super) fn request_part_done(&mut self, id: RequestId, out: &mut Effects) {
         let request = self.requests.get_mut(id);
         request.pending -= 1;
         if request.pending > 0 {

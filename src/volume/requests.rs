@@ -141,6 +141,11 @@ pub(crate) enum Stage {
         /// Copies that took it.
         copies: u32,
     },
+    /// Written here; it waits for the exclusion of the peer, or for its return.
+    Parked {
+        /// Copies that took it.
+        copies: u32,
+    },
 }
 
 /// A part of a write, trim or zero.

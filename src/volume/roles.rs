@@ -125,7 +125,7 @@ impl Transition {
     }
 }
 
-fn refusal(rule: Rule, what: impl Into<String>, way_out: impl Into<String>) -> Refusal {
+pub(super) fn refusal(rule: Rule, what: impl Into<String>, way_out: impl Into<String>) -> Refusal {
     Refusal { rule, what: what.into(), way_out: way_out.into() }
 }
 
@@ -159,8 +159,17 @@ impl Volume {
                 }
                 Ok(true)
             }
-            Command::Exclude { peer, term } => {
-                self.exclusion_allowed(peer, term, out);
+            Command::Promise { term, part } => self.make_promise(now, ticket, (term, part), out),
+            Command::Release => {
+                self.promise = None;
+                Ok(true)
+            }
+            Command::TakeOver { term, force } => self.take_over(now, ticket, (term, force), out),
+            Command::StandDown => Ok(self.stand_down(now, ticket, out)),
+            Command::Drain => self.drain_role(now, ticket),
+            Command::Outdate => self.be_outdated(now, ticket, out),
+            Command::Exclude { number } => {
+                self.exclusion_allowed(now, number, out);
                 Ok(true)
             }
         };
@@ -206,10 +215,15 @@ impl Volume {
             }
         }
         self.check_copy(force)?;
-        if !self.transition.is_none() || !self.attached || !self.stream_is_idle() {
+        if !self.transition.is_none()
+            || !self.attached
+            || !self.stream_is_idle()
+            || !self.former_writes_rest()
+            || self.promise.is_some()
+        {
             return Err(refusal(
                 Rule::Busy,
-                "a change of role, the start, or the last writes of the old primary are still under way",
+                "a promise, a change of role, the start, or the last writes of the old primary are still under way",
                 "Ask again in a moment",
             ));
         }
@@ -225,7 +239,7 @@ impl Volume {
         Ok(())
     }
 
-    fn check_copy(&self, force: bool) -> Result<(), Refusal> {
+    pub(super) fn check_copy(&self, force: bool) -> Result<(), Refusal> {
         let receiving = self.peers.iter().any(super::Peer::is_source);
         if receiving {
             let what = "this copy is being brought up to date from its peer";
@@ -283,7 +297,7 @@ impl Volume {
     }
 
     /// Makes being primary at `term` durable.
-    fn take_role(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
+    pub(super) fn take_role(&mut self, now: Moment, ticket: Option<Ticket>, term: Term, out: &mut Effects) {
         self.transition = Transition::Promoting { ticket };
         let greeting: Vec<PeerNo> = self
             .peer_numbers()
@@ -333,6 +347,7 @@ impl Volume {
         // What this node wrote as secondary may still be in the disk's cache: the first flush really flushes.
         self.local = Cursor::joining(self.log.last());
         self.stream = None;
+        self.promise = None;
         self.resume = false;
         self.resolved();
         let term = self.term();
@@ -376,7 +391,7 @@ impl Volume {
             Some(Rule::OldTerm)
         } else {
             match self.transition {
-                Transition::None => None,
+                Transition::None => self.promise.map(|_| Rule::Busy),
                 Transition::Claiming { .. } if mine > theirs => None,
                 Transition::Claiming { .. } => Some(Rule::PeerGoesFirst),
                 _ => Some(Rule::Busy),
@@ -527,7 +542,7 @@ impl Volume {
         Ok(false)
     }
 
-    fn drain(&mut self, now: Moment, ticket: Ticket, goal: Goal) {
+    pub(super) fn drain(&mut self, now: Moment, ticket: Ticket, goal: Goal) {
         self.stable_goal = self.log.last();
         self.ask_stream_stable();
         self.transition = Transition::Draining { ticket, goal, until: now.after(DRAIN) };

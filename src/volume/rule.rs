@@ -63,6 +63,8 @@ rules! {
     AlreadyInSync = 19 "already-in-sync",
     /// What is to be given up has changed since it was saved.
     NotSaved = 20 "not-saved",
+    /// The term asked for is not the one that was promised.
+    NotPromised = 21 "not-promised",
 }
 
 impl std::fmt::Display for Rule {

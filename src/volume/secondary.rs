@@ -85,6 +85,11 @@ impl Volume {
         self.stream.as_ref().is_none_or(|stream| stream.items.is_empty() && !stream.flushing)
     }
 
+    /// True while the primary that sends the stream is linked.
+    pub(super) fn stream_is_live(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.live)
+    }
+
     pub(super) fn stream_started(&mut self, now: Moment, peer: PeerNo, term: Term, after: Seq, out: &mut Effects) {
         let fits =
             matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::TargetRunning(_) | Sync::TargetPreparing(_)));

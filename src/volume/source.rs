@@ -246,6 +246,7 @@ impl Volume {
             self.close_stream_when_idle(peer);
         }
         self.resolved();
+        self.withdraw_exclusion(peer, out);
         Self::changed(
             &format!("replication {name}"),
             "source",

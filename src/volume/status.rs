@@ -110,13 +110,10 @@ impl Volume {
     }
 
     fn frozen_reason(&self) -> String {
-        if let Some(peer) = self.peers.iter().find(|peer| peer.exclusion.is_some()) {
-            let waits = if peer.exclusion.is_some_and(|exclusion| exclusion.durable) {
-                "the arbiter"
-            } else {
-                "the metadata disk"
-            };
-            return format!("{} is lost; before this node goes on alone, {waits} must confirm it", peer.name);
+        let lost = |peer: &super::Peer| Some((peer.name.clone(), peer.exclusion.as_ref()?.allowed));
+        if let Some((name, allowed)) = self.peers.iter().find_map(lost) {
+            let waits = if allowed { "the metadata disk" } else { "the arbiter" };
+            return format!("{name} is lost; before this node goes on alone, {waits} must confirm it");
         }
         if self.detaching.is_some() {
             return "the local disk failed; the peer is recording it".into();
@@ -166,8 +163,11 @@ impl Volume {
                 assert!(cursor.received <= last, "{cursor:?} of {last}");
                 assert!(peer.connection().is_some(), "writes are mirrored over a link");
             }
-            assert!(peer.exclusion.is_none() || peer.share_floor.is_some(), "an exclusion holds shares");
-            assert!(peer.exclusion.is_none() || peer.cursor.is_none(), "an excluded peer is not mirrored to");
+            if let Some(exclusion) = &peer.exclusion {
+                assert!(peer.share_floor.is_some() || peer.cursor.is_some(), "an exclusion holds shares");
+                assert!(!exclusion.allowed || peer.cursor.is_none(), "an excluded peer is not mirrored to");
+                assert_eq!(self.role, crate::condition::Role::Primary, "only a primary goes on alone");
+            }
         }
         assert!(self.local.stable <= self.local.written && self.local.written <= last, "{:?}", self.local);
         if self.disk() == DiskState::Failed {

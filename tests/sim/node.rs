@@ -193,6 +193,7 @@ impl Node {
             backlog_age_max: Duration::from_secs(2),
             pace: PaceLimits { rate_max: options.rate_max, rate_min: 1 << 20 },
             resume_primary: options.resume_primary,
+            arbitrated: options.arbitrated,
             boot: self.boot,
             limits: options.limits,
         }

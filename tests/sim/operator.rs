@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 
 use repblk::condition::{DiskState, Role};
-use repblk::units::{Term, Ticket};
+use repblk::units::Ticket;
 use repblk::volume::io::{Command, Discard, Refusal};
 
 use crate::disk::Health;
-use crate::node::{NODES_MAX, others, peer_no};
+use crate::node::{NODES_MAX, others};
 use crate::swarm::{MS, SECOND};
 use crate::trace::trace;
 use crate::world::{Event, World};
@@ -31,7 +31,7 @@ pub(crate) struct Operator {
     /// Commands under way, with their node.
     pending: BTreeMap<Ticket, (usize, Command)>,
     /// Exclusions wanted, by the node that wants them and the one that is to be excluded.
-    wants: [[Option<Term>; NODES_MAX]; NODES_MAX],
+    wants: [[Option<u64>; NODES_MAX]; NODES_MAX],
     /// No primary was seen since.
     headless_since: Option<u64>,
     /// The first promotion was done.
@@ -92,14 +92,25 @@ impl World {
     }
 
     /// A primary wants to go on alone.
-    pub(crate) fn exclusion_wanted(&mut self, node: usize, peer: usize, term: Term) {
-        self.operator.wants[node][peer] = Some(term);
+    pub(crate) fn exclusion_wanted(&mut self, node: usize, peer: usize, number: u64) {
+        if self.nodes[node].disk_is(DiskState::Failed) && !self.operator.mute {
+            // It gives its own copy up, in favour of one that it is linked to.
+            self.command(node, Command::Exclude { number });
+        } else {
+            self.operator.wants[node][peer] = Some(number);
+        }
+    }
+
+    /// A primary does not want to go on alone any more: the peer is in sync.
+    pub(crate) fn exclusion_withdrawn(&mut self, node: usize, peer: usize) {
+        self.operator.wants[node][peer] = None;
+        self.operator.excluded[peer] = false;
     }
 
     fn answer_exclusions(&mut self) {
         let pairs = (0..self.nodes.len()).flat_map(|node| others(node, self.nodes.len()).map(move |peer| (node, peer)));
         for (node, peer) in pairs.collect::<Vec<_>>() {
-            let Some(term) = self.operator.wants[node][peer] else { continue };
+            let Some(number) = self.operator.wants[node][peer] else { continue };
             let promoting =
                 self.operator.pending.values().any(|(n, c)| *n == peer && matches!(c, Command::Promote { .. }));
             let refused = self.operator.excluded[node] || promoting || self.operator.mute;
@@ -108,7 +119,7 @@ impl World {
             }
             self.operator.wants[node][peer] = None;
             self.operator.excluded[peer] = true;
-            self.command(node, Command::Exclude { peer: peer_no(node, peer), term });
+            self.command(node, Command::Exclude { number });
         }
     }
 

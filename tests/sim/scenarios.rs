@@ -41,6 +41,37 @@ fn writes_wait_until_the_peer_is_excluded() {
 }
 
 #[test]
+fn a_peer_that_returns_before_it_is_excluded_is_not_excluded() {
+    for seed in 1..=6 {
+        let mut s = Story::begin(600 + seed);
+        s.load(200 * MS);
+        let generation = s.w.nodes[A].view(B).map(|view| view.generation);
+        s.w.operator.mute = true;
+        s.cut_for(seed * 50 * MS).wait(seed * 50 * MS);
+        let before = s.w.history.acknowledgements();
+        s.settles().wait(300 * MS);
+        assert!(s.w.history.acknowledgements() > before, "what waited is answered, since both have it");
+        assert_eq!(s.w.nodes[A].view(B).map(|view| view.generation), generation, "nothing was minted");
+        s.w.operator.mute = false;
+        s.ends();
+    }
+}
+
+#[test]
+fn a_primary_that_dies_while_it_waits_has_made_no_fork() {
+    for seed in 1..=6 {
+        let mut s = Story::begin(620 + seed);
+        s.load(200 * MS);
+        s.w.operator.mute = true;
+        s.part_for(200 * MS).wait(100 * MS).w.kill(A);
+        s.w.operator.mute = false;
+        s.wait(100 * MS).take_over(B).load(200 * MS).start(A).settles();
+        assert!(!s.w.memory.split_brain, "the old primary is behind, and no fork");
+        s.ends();
+    }
+}
+
+#[test]
 fn the_primary_loses_power_the_peer_takes_over_and_the_old_one_returns_as_target() {
     for seed in 1..=6 {
         let mut s = Story::begin(seed);

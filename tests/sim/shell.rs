@@ -167,7 +167,8 @@ impl World {
 
     fn reported(&mut self, node: usize, report: Report) {
         match report {
-            Report::ExclusionWanted { term, peer } => self.exclusion_wanted(node, node_of(node, peer), term),
+            Report::ExclusionWanted { peer, number } => self.exclusion_wanted(node, node_of(node, peer), number),
+            Report::ExclusionWithdrawn { peer, .. } => self.exclusion_withdrawn(node, node_of(node, peer)),
             Report::DisconnectClients => {
                 let sessions: Vec<SessionId> = self.nodes[node].running().sessions.keys().copied().collect();
                 for session in sessions {

@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) rate_max: u64,
     /// A primary that was killed becomes primary again when the peer consents.
     pub(crate) resume_primary: bool,
+    /// A record says who is primary.
+    pub(crate) arbitrated: bool,
     /// How long clients and faults go on.
     pub(crate) busy_for: u64,
     /// Clients.
@@ -102,6 +104,7 @@ impl Options {
             backlog_bytes_max: 256 << 10,
             rate_max: 0,
             resume_primary: false,
+            arbitrated: false,
             busy_for: 0,
             clients: 0,
             depth: 4,
@@ -176,6 +179,7 @@ impl Options {
             backlog_bytes_max: rng.pick(&[64 << 10, 1 << 20]),
             rate_max: rng.pick(&[0, 0, 4 << 20, 32 << 20]),
             resume_primary: rng.coin(),
+            arbitrated: false,
             busy_for,
             clients: rng.pick(&[1, 1, 2, 3]),
             depth: rng.pick(&[1, 4, 8, 16]),
