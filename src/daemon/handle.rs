@@ -6,18 +6,18 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tracing::{debug, info, warn};
 
-use super::arbiter;
 use super::config::{CopySpec, VolumeSpec};
 use super::events::{EventHub, Happening, ResyncEvent};
+use super::failover;
 use super::status::{millis, part, percent, rate};
 use crate::dataplane::mailbox::{ClientManners, Letter, News, State};
-use crate::units::{ClusterId, ConnectionId, DiskInstance, PeerNo, SessionId, Ticket, VolumeId};
+use crate::units::{ClusterId, ConnectionId, DiskInstance, Moment, PeerNo, SessionId, Ticket, VolumeId};
 use crate::volume::io::{Command, DirtyRuns, Refusal, Report, ResyncView};
 
 /// Longest wait for a volume's thread to say how things are.
@@ -49,7 +49,10 @@ pub(super) struct VolumeHandle {
     /// Told when the volume's thread ended.
     pub(super) end_news: Notify,
     pub(super) events: EventHub,
+    /// Who decides about failover; there from the start of the daemon on.
+    pub(super) failover: OnceLock<failover::Post>,
     post: Box<dyn Fn(Letter) -> Result<(), String> + Send + Sync>,
+    lease: Box<dyn Fn(Moment) + Send + Sync>,
     next_ticket: AtomicU64,
     book: Mutex<Book>,
 }
@@ -116,6 +119,7 @@ impl VolumeHandle {
         identity: CopyIdentity,
         events: EventHub,
         post: impl Fn(Letter) -> Result<(), String> + Send + Sync + 'static,
+        lease: impl Fn(Moment) + Send + Sync + 'static,
     ) -> Self {
         Self {
             peers: spec.peers_of(&copy.node).map(str::to_owned).collect(),
@@ -125,7 +129,9 @@ impl VolumeHandle {
             link_news: Notify::new(),
             end_news: Notify::new(),
             events,
+            failover: OnceLock::new(),
             post: Box::new(post),
+            lease: Box::new(lease),
             next_ticket: AtomicU64::new(1),
             book: Mutex::default(),
         }
@@ -151,6 +157,11 @@ impl VolumeHandle {
     /// Why it was not taken; a socket in it is then closed.
     pub(super) fn post(&self, letter: Letter) -> Result<(), String> {
         (self.post)(letter)
+    }
+
+    /// Until when the volume's thread may answer clients.
+    pub(super) fn set_lease(&self, until: Moment) {
+        (self.lease)(until);
     }
 
     /// How things are now.
@@ -326,8 +337,7 @@ impl VolumeHandle {
                 let _ = waiter.map(|waiter| waiter.send(dirty));
             }
             News::Report(report) => self.report(report),
-            // Without an arbiter nobody decides on it.
-            News::Standing(_) => {}
+            News::Standing(standing) => drop(self.failover.get().map(|driver| driver.volume(&standing))),
             News::LinkClosed { peer, connection, why } => self.link_closed(peer, connection, why),
             News::ClientGone { session, why } => {
                 self.book().clients.remove(&session);
@@ -346,9 +356,9 @@ impl VolumeHandle {
                 self.link_news.notify_waiters();
                 self.events.tell(volume, Happening::Changed { what, old, new, why });
             }
-            Report::ExclusionWanted { peer: _, number } => {
-                // The answer of this command is a report that the state changed.
-                drop(self.command(arbiter::exclude(number)));
+            // The volume's standing says the same to whoever decides.
+            Report::ExclusionWanted { peer, number } => {
+                debug!(volume, peer = self.peer_name(peer), number, "an exclusion is asked for");
             }
             Report::ExclusionWithdrawn { peer, number: _ } => {
                 let peer = self.peer_name(peer);

@@ -5,7 +5,6 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
-mod arbiter;
 pub mod config;
 pub mod control;
 pub mod events;

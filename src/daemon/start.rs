@@ -11,6 +11,7 @@ use super::handle::{CopyIdentity, VolumeHandle};
 use super::identity::{boot_id, cluster_id, random_u64, volume_id};
 use crate::dataplane::mailbox::News;
 use crate::dataplane::{self, BackendChoice, Disk, DiskConfig, Mailbox, PoolSizes, ThreadParams};
+use crate::failover::config::Arbiter;
 use crate::meta::{
     DeviceFacts, Layout, PAGE_LEN, PEER_SLOTS, Page, Recovered, RecoveryError, Superblock, SuperblockError, Unrecovered,
 };
@@ -54,7 +55,7 @@ pub(super) fn start(
     };
     let entropy = random_u64().map_err(|error| named(&format!("no random number can be had: {error}")))?;
     let volume_len = superblock.data_len;
-    let volume = Volume::new(volume_config(me, spec), recovered, entropy);
+    let volume = Volume::new(volume_config(config, me, spec), recovered, entropy);
     let quarter = usize::try_from(spec.pool_bytes / 4).map_err(|error| named(&error))?;
     let pool = PoolSizes { clients: 2 * quarter, reads: quarter, resync: quarter, ..PoolSizes::default() };
     let params = ThreadParams { name: spec.name.clone(), volume, disk, volume_len, pool, spin: spec.spin };
@@ -64,7 +65,9 @@ pub(super) fn start(
     })?;
     let posting = mailbox.clone();
     let post = move |letter| posting.post(letter).map_err(|error| error.to_string());
-    let handle = VolumeHandle::new(spec.clone(), copy.clone(), identity, events, post);
+    let leasing = mailbox.clone();
+    let lease = move |until| leasing.set_lease(until);
+    let handle = VolumeHandle::new(spec.clone(), copy.clone(), identity, events, post, lease);
     Ok(Started { handle: Arc::new(handle), news, mailbox })
 }
 
@@ -84,7 +87,7 @@ fn disk_config(spec: &VolumeSpec, copy: &CopySpec) -> DiskConfig {
     }
 }
 
-fn volume_config(me: &Node, spec: &VolumeSpec) -> VolumeConfig {
+fn volume_config(config: &Config, me: &Node, spec: &VolumeSpec) -> VolumeConfig {
     VolumeConfig {
         node: me.name.clone(),
         peers: spec.peers_of(&me.name).map(str::to_owned).collect(),
@@ -94,7 +97,8 @@ fn volume_config(me: &Node, spec: &VolumeSpec) -> VolumeConfig {
         backlog_bytes_max: spec.backlog_bytes,
         backlog_age_max: spec.backlog_age,
         pace: PaceLimits { rate_max: spec.resync_rate_max.unwrap_or(0), rate_min: spec.resync_rate_min },
-        arbitrated: false,
+        // An operator settles what a fence could not.
+        arbitrated: config.arbiter.arbiter() == Arbiter::Etcd,
         resume_primary: spec.resume_primary,
         boot: boot_id(),
         limits: Limits::default(),

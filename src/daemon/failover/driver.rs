@@ -183,7 +183,9 @@ impl Driver {
                 });
             }
             Effect::Direct(directive) => self.direct(directive, post),
-            Effect::Lease { until } => adapter::lease(&self.volume, until),
+            // Only a record that others read makes a lease of it.
+            Effect::Lease { until } if self.questions.is_some() => self.volume.set_lease(until),
+            Effect::Lease { .. } => {}
             Effect::Answer { ticket, result } => {
                 let waiter = self.waiting.remove(&ticket);
                 // Whoever asked may have given up.
@@ -225,11 +227,7 @@ impl Driver {
             Directive::Promote { ticket, .. } | Directive::Switchover { ticket } => self.waiting.remove(&ticket),
             _ => None,
         };
-        let Some(command) = adapter::command(directive) else {
-            post.say(Said::Refused(format!("this volume cannot do {directive:?}")));
-            return;
-        };
-        let (answer, post) = (self.volume.command(command), post.clone());
+        let (answer, post) = (self.volume.command(adapter::command(directive)), post.clone());
         tokio::spawn(async move {
             // Without an answer the volume's thread has ended, which is told elsewhere.
             let Ok(answered) = answer.await else { return };

@@ -42,9 +42,9 @@ use crate::condition::Mode;
 use crate::failover::config::{Arbiter, Config as MachineConfig};
 use crate::failover::io::{Ask, Beat};
 use crate::failover::rule::Rule;
-use crate::failover::{Failover, io};
+use crate::failover::Failover;
 use crate::units::Moment;
-use crate::volume::io::Refusal;
+use crate::volume::io::{Refusal, Standing};
 
 /// Beats that may wait for the driver. One that finds no room is lost, as it might have been on the way.
 const BEATS_MAX: usize = 64;
@@ -76,8 +76,8 @@ impl Post {
     }
 
     /// The volume is different from what it was.
-    pub(super) fn volume(&self, view: io::VolumeView) {
-        self.say(Said::Volume(view));
+    pub(super) fn volume(&self, standing: &Standing) {
+        self.say(Said::Volume(adapter::view(standing)));
     }
 
     /// An operator wants something; the receiver gets the answer.
@@ -152,6 +152,10 @@ pub(super) fn start(
         gateway: spec.gateway.is_some(),
         accept_split_brain: spec.accepts_split_brain(),
     };
+    if spec.arbiter() == Arbiter::Etcd {
+        // Before the first client is let in: nobody is answered without a lease.
+        volume.set_lease(Moment(0));
+    }
     let failover = Failover::new(crate::dataplane::now(), machine, memory.past.clone(), memory.floor);
     let (said, hearing) = mpsc::unbounded_channel();
     let (beats, beaten) = mpsc::channel(BEATS_MAX);
@@ -188,6 +192,6 @@ pub(super) fn start(
         sockets.iter().cloned().zip(peer.heartbeat.iter().copied()).collect();
     let driver = Driver::new(failover, Arc::clone(volume), (me.name.clone(), paths), (questions, fence), remember);
     tasks.push(tokio::spawn(driver.run(post.clone(), hearing, beaten)));
-    adapter::observe(volume, &post, tasks);
+    volume.failover.set(post.clone()).map_err(|_| format!("volume {} is driven already", volume.name()))?;
     Ok(post)
 }

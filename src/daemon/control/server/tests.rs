@@ -83,7 +83,7 @@ fn desk(thread: Thread) -> ControlDesk {
     let spec = config.volumes[0].clone();
     let copy = spec.copies[0].clone();
     let post = move |letter| sender.lock().expect("unpoisoned").send(letter).map_err(|error| error.to_string());
-    let volume = Arc::new(VolumeHandle::new(spec, copy, identity, events.clone(), post));
+    let volume = Arc::new(VolumeHandle::new(spec, copy, identity, events.clone(), post, |_| {}));
     let hearing = Arc::clone(&volume);
     tokio::spawn(async move {
         while let Some(letter) = receiver.recv().await {
