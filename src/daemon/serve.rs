@@ -25,6 +25,7 @@ use super::{links, promise};
 use crate::dataplane::Mailbox;
 use crate::dataplane::mailbox::Letter;
 use crate::failover::config::Arbiter;
+use crate::failover::io::Ask;
 use crate::volume::io::Command;
 
 /// Longest time for the volumes to settle after SIGTERM.
@@ -198,9 +199,14 @@ impl Daemon {
             }
         };
         info!("{why}: settling the volumes, for at most {} s; again to leave at once", SHUTDOWN_TIME.as_secs());
-        self.doors.iter().for_each(JoinHandle::abort);
+        let (posts, doors) = (self.posts.clone(), std::mem::take(&mut self.doors));
+        let leave = async {
+            timeout(SHUTDOWN_TIME, hand_over(&posts)).await.unwrap_or_default();
+            doors.iter().for_each(JoinHandle::abort);
+            settle(&volumes).await
+        };
         let settled = tokio::select! {
-            settled = settle(&self.volumes) => settled,
+            settled = leave => settled,
             _ = self.terminate.recv() => Err("left at once, by a second signal".to_owned()),
             _ = self.interrupt.recv() => Err("left at once, by a second signal".to_owned()),
         };
@@ -227,6 +233,18 @@ async fn all_ended(volumes: &[Arc<VolumeHandle>]) {
         while volume.ended().is_none() {
             // The pause bounds the time that a notice between the question and the wait is missed.
             let _ = timeout(Duration::from_millis(250), volume.end_news.notified()).await;
+        }
+    }
+}
+
+/// Where a record decides, gives the role of each volume to the peer, if that can take it; the others are left as they are. The machine
+/// bounds the time.
+async fn hand_over(posts: &[Post]) {
+    for post in posts {
+        let record = post.look(|failover, now| failover.view(now).arbiter == Arbiter::Etcd).await;
+        if record == Some(true) {
+            // A refusal says that there is nothing to hand over, or nobody to take it.
+            let _ = post.ask(Ask::HandOver).await;
         }
     }
 }

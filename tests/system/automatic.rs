@@ -219,6 +219,24 @@ fn a_switchover_goes_through_the_record_and_maintenance_stops_what_is_automatic(
     pair.assert_identical();
 }
 
+#[test]
+fn a_primary_that_is_stopped_in_order_hands_its_role_over() {
+    let etcd = EtcdServer::start();
+    let mut pair = up(&etcd);
+    let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
+    ledger.wait_more(100, SHORT);
+    assert_eq!(pair.alpha.terminate(Duration::from_secs(14)), Some(0), "{}", pair.alpha.log_end());
+    assert!(is_primary(&pair.beta.status()), "{}", pair.alpha.log_end());
+    ledger.wait_more(100, SHORT);
+    pair.alpha.start();
+    pair.wait_in_sync();
+    let book = ledger.stop();
+    println!("longest gap {:?}", book.gap);
+    assert!(book.gap < Duration::from_secs(4), "a client waited {:?}, and not for a lease", book.gap);
+    book.audit(&mut pair.beta.client());
+    pair.assert_identical();
+}
+
 /// In mode `fence`, what the command says is what happens.
 #[test]
 fn a_fence_decides_by_its_exit_code() {

@@ -49,6 +49,7 @@ pub(super) enum Said {
         word: ProofWord,
     },
     Gateway(Option<bool>),
+    Carrier(bool),
     Operator {
         ask: Ask,
         reply: oneshot::Sender<Outcome>,
@@ -68,6 +69,8 @@ pub(super) struct Driver {
     questions: Option<Questions>,
     fence: Option<(FenceSpec, Case)>,
     memory: watch::Sender<Memory>,
+    carrier: bool,
+    gateway: Option<bool>,
     /// Operators who wait.
     waiting: BTreeMap<Ticket, oneshot::Sender<Outcome>>,
     tickets: u64,
@@ -90,7 +93,8 @@ impl Driver {
         memory: watch::Sender<Memory>,
     ) -> Self {
         let day = Day { clock: now(), wall: SystemTime::now(), told: None };
-        Self { failover, volume, node, paths, questions, fence, memory, waiting: BTreeMap::new(), tickets: 0, day }
+        let (carrier, gateway, waiting) = (true, None, BTreeMap::new());
+        Self { failover, volume, node, paths, questions, fence, memory, carrier, gateway, waiting, tickets: 0, day }
     }
 
     /// Drives, for ever.
@@ -122,7 +126,14 @@ impl Driver {
             Said::Refused(why) => Input::VolumeRefused { why },
             Said::Arbiter { ask, answer } => Input::Arbiter { ask, answer },
             Said::Proof { ask, word } => Input::Proof { ask, word },
-            Said::Gateway(gateway) => Input::Surroundings { carrier: true, gateway },
+            Said::Gateway(gateway) => {
+                self.gateway = gateway;
+                Input::Surroundings { carrier: self.carrier, gateway }
+            }
+            Said::Carrier(carrier) => {
+                self.carrier = carrier;
+                Input::Surroundings { carrier, gateway: self.gateway }
+            }
             Said::Operator { ask, reply } => {
                 self.tickets += 1;
                 let ticket = Ticket(self.tickets);

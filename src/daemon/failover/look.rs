@@ -85,3 +85,22 @@ pub(in crate::daemon) fn plan(failover: &Failover, now: Moment) -> Vec<PlanStatu
 pub(in crate::daemon) fn history(failover: &Failover, _now: Moment) -> Vec<Episode> {
     failover.history().to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::failover::rule::Rule;
+
+    /// Whoever reads a rule in the log looks it up there.
+    #[test]
+    fn the_manual_explains_every_rule_and_kind() {
+        let manual = include_str!("../../../docs/failover.md");
+        let row = |start: String| manual.lines().any(|line| line.starts_with(&start));
+        for rule in Rule::ALL {
+            let expected = format!("| `{rule}` | {} |", rule.sentence());
+            assert!(row(expected), "docs/failover.md does not explain {rule} as `plan` does");
+        }
+        for kind in ["etcd", "fence", "none"] {
+            assert!(row(format!("| `{kind}` |")), "docs/failover.md does not explain kind {kind}");
+        }
+    }
+}

@@ -14,11 +14,12 @@
 //! | `adapter` | the words of the volume and the words of the machine |
 //! | `etcd` | the record's keeper |
 //! | `fence` | the command that switches the peer off |
-//! | `gateway` | a ping |
+//! | `gateway`, `carrier` | a ping, a cable |
 //! | `memory` | what is kept on the disk |
 //! | `look` | what `status`, `plan` and `history` show |
 
 mod adapter;
+mod carrier;
 mod driver;
 mod etcd;
 mod fence;
@@ -39,10 +40,10 @@ use self::memory::MemoryFile;
 use super::config::{ArbiterKind, Config, Node};
 use super::handle::VolumeHandle;
 use crate::condition::Mode;
+use crate::failover::Failover;
 use crate::failover::config::{Arbiter, Config as MachineConfig};
 use crate::failover::io::{Ask, Beat};
 use crate::failover::rule::Rule;
-use crate::failover::Failover;
 use crate::units::Moment;
 use crate::volume::io::{Refusal, Standing};
 
@@ -187,6 +188,10 @@ pub(super) fn start(
     if let Some(gateway) = spec.gateway {
         let post = post.clone();
         tasks.push(tokio::spawn(gateway::keep_asking(gateway, move |answers| post.say(Said::Gateway(answers)))));
+    }
+    if spec.arbiter() != Arbiter::None || spec.accepts_split_brain() {
+        let (post, peers) = (post.clone(), peer.heartbeat.iter().map(SocketAddr::ip).collect());
+        tasks.push(tokio::spawn(carrier::keep_looking(peers, move |carrier| post.say(Said::Carrier(carrier)))));
     }
     let paths: Vec<(Arc<UdpSocket>, SocketAddr)> =
         sockets.iter().cloned().zip(peer.heartbeat.iter().copied()).collect();
