@@ -216,6 +216,7 @@ impl Volume {
     pub(super) fn resolved(&mut self) {
         // What was cleared goes to the disk now: a crash would have it copied again.
         self.bitmaps_flushed = Moment(0);
+        self.lost_cache = false;
         if self.continuity != Continuity::Clean {
             self.continuity = Continuity::Clean;
             let boot = self.config.boot;

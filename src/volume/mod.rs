@@ -222,6 +222,8 @@ pub struct Volume {
     promise: Option<orders::Promised>,
     /// This node stood down, and something of what was asked of it before is still under way.
     former_writes: bool,
+    /// What was not flushed when this node stopped may be missing, until a peer has made it good.
+    lost_cache: bool,
     /// Since when the disk owes something and answers nothing.
     disk_waits: Option<Moment>,
     disk_stalled: bool,
@@ -325,6 +327,7 @@ impl Volume {
             transition: Transition::None,
             promise: None,
             former_writes: false,
+            lost_cache: lost,
             disk_waits: None,
             disk_stalled: false,
             ops: Slab::default(),

@@ -19,6 +19,7 @@
 //!
 //! # Invariants
 //!
+//! 0. A copy that lost its cache does not count as UpToDate before it has met the peer that may know more.
 //! 1. While a promise holds, nothing of a primary is applied and no link is greeted; and no other term makes this node primary.
 //! 2. A term never falls.
 //! 3. After `StandDown` nothing is answered that was asked before, and nothing that was asked before is still being written when a link
@@ -143,6 +144,10 @@ impl Volume {
             return Err(refusal(Rule::DiskFailed, "this node's disk failed", "Promote the other node"));
         }
         self.check_copy(force)?;
+        if !force && self.may_lack_writes() {
+            let what = "this node lost its cache, and its peer may hold acknowledged writes that it had not flushed";
+            return Err(refusal(Rule::Outdated, what, "Let both copies meet first"));
+        }
         if !self.transition.is_none() || !self.attached || !self.stream_is_idle() || !self.former_writes_rest() {
             return Err(under_way());
         }
@@ -243,6 +248,13 @@ impl Volume {
         Ok(false)
     }
 
+    /// This copy lost what was not flushed, and another that was in sync with it may still hold that.
+    fn may_lack_writes(&self) -> bool {
+        self.lost_cache
+            && self.role == Role::Secondary
+            && self.peer_numbers().any(|peer| !self.record(peer).base.is_some())
+    }
+
     /// What failover needs to know of this volume. All of it is durable.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -253,7 +265,7 @@ impl Volume {
         let mirrors = |peer: &super::Peer| self.role == Role::Secondary || peer.cursor.is_some();
         Standing {
             role: self.role,
-            disk,
+            disk: if disk == DiskState::UpToDate && self.may_lack_writes() { DiskState::Outdated } else { disk },
             disk_stalled: self.disk_stalled,
             term,
             promised: self.promise.filter(|promise| promise.durable).map(|promise| promise.term),

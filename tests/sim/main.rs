@@ -5,6 +5,8 @@
 //! columns, `media`, `disk` and `net` for the fault model, `history` and `checkers` for what must hold, `marks` for what a run
 //! must have met.
 
+mod arbitrated;
+mod arbitration;
 mod checkers;
 mod client;
 mod crash_points;

@@ -11,6 +11,7 @@ use repblk::units::{ByteRange, ClusterId, DiskInstance, Moment, PeerNo, SessionI
 use repblk::volume::io::{PeerView, Snapshot};
 use repblk::volume::{PaceLimits, Volume, VolumeConfig};
 
+use crate::arbitration::Deputy;
 use crate::disk::{Image, SimDisk};
 use crate::pool::Pool;
 use crate::rng::Rng;
@@ -85,6 +86,8 @@ pub(crate) struct Process {
     pub(crate) wakes_now: u32,
     /// A clean end was asked for.
     pub(crate) ending: bool,
+    /// Decides about failover, in a world with an arbiter.
+    pub(crate) deputy: Option<Box<Deputy>>,
 }
 
 /// A server.
@@ -178,6 +181,7 @@ impl Node {
             wake_at: None,
             wakes_now: 0,
             ending: false,
+            deputy: None,
         });
         Ok(found)
     }

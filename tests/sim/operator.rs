@@ -35,7 +35,7 @@ pub(crate) struct Operator {
     /// No primary was seen since.
     headless_since: Option<u64>,
     /// The first promotion was done.
-    founded: bool,
+    pub(crate) founded: bool,
     /// To be undone at that time.
     undo: Vec<(u64, usize, Command)>,
     /// A disk failed or hangs since.
@@ -127,6 +127,7 @@ impl World {
     pub(crate) fn answered(&mut self, node: usize, ticket: Ticket, result: Result<(), Refusal>) {
         self.mark_answer(&result);
         assert!(self.answers.insert(ticket, result.clone()).is_none(), "{ticket} is answered twice");
+        self.directive_answered(node, ticket, &result);
         let Some((_, command)) = self.operator.pending.remove(&ticket) else { return };
         match (command, result.is_ok()) {
             (Command::Promote { force, peer_is_down }, true) => {

@@ -35,6 +35,7 @@ impl World {
             self.after(delay, Event::TurnEnd { node, life });
         }
         self.carry_out(node, effects);
+        self.inform_deputy(node);
         self.set_alarm(node);
     }
 
@@ -167,9 +168,11 @@ impl World {
 
     fn reported(&mut self, node: usize, report: Report) {
         match report {
+            Report::ExclusionWanted { .. } if self.options.arbitrated => {}
             Report::ExclusionWanted { peer, number } => self.exclusion_wanted(node, node_of(node, peer), number),
             Report::ExclusionWithdrawn { peer, .. } => self.exclusion_withdrawn(node, node_of(node, peer)),
             Report::DisconnectClients => {
+                self.drop_held(node);
                 let sessions: Vec<SessionId> = self.nodes[node].running().sessions.keys().copied().collect();
                 for session in sessions {
                     self.drop_session(node, session);
@@ -184,7 +187,17 @@ impl World {
     }
 
     /// The client's answer has the fate of its connection in it.
-    fn reply(&mut self, node: usize, session: SessionId, tag: u64, result: Result<(), HostError>, bytes: &[u8]) {
+    pub(crate) fn reply(
+        &mut self,
+        node: usize,
+        session: SessionId,
+        tag: u64,
+        result: Result<(), HostError>,
+        bytes: &[u8],
+    ) {
+        if self.holds_reply(node, session, tag, result, bytes) {
+            return;
+        }
         self.request_answered(node, session, tag, result, bytes);
         if result == Err(HostError::NotPrimary) {
             self.drop_session(node, session);

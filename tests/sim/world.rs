@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use repblk::failover::io::{ArbiterRequest, Input as FailoverInput};
 use repblk::units::{ConnectionId, OpId, SessionId, Term, Ticket};
 use repblk::volume::io::{Command, HostOp, Input, PeerView, Refusal};
 use repblk::wire::Message;
 
+use crate::arbitration::Arbiter;
 use crate::client::Client;
 use crate::history::History;
 use crate::net::Link;
@@ -68,6 +70,14 @@ pub(crate) enum Event {
     Stop { node: usize, life: u64 },
     /// A trap closes.
     Blow(Blow),
+    /// Something reaches the failover machine of a node.
+    Tell { node: usize, life: u64, input: Box<FailoverInput> },
+    /// The failover machine's deadline.
+    DeputyWake { node: usize, life: u64 },
+    /// A question reaches the arbiter.
+    AskArbiter { node: usize, life: u64, ask: u64, request: ArbiterRequest, answered: bool },
+    /// Partitions come and go.
+    Weather,
 }
 
 impl Event {
@@ -84,6 +94,8 @@ impl Event {
             | Self::PeerSeen { node, .. }
             | Self::HostGone { node, .. }
             | Self::Command { node, .. }
+            | Self::Tell { node, .. }
+            | Self::DeputyWake { node, .. }
             | Self::Stop { node, .. } => Some(node),
             _ => None,
         }
@@ -166,6 +178,8 @@ pub(crate) struct World {
     pub(crate) trouble: bool,
     /// Looks at the world after each event.
     pub(crate) probe: Option<Probe>,
+    /// The arbiter's record, and how well it is reached.
+    pub(crate) arbiter: Arbiter,
     /// What checkers remember.
     pub(crate) memory: crate::checkers::Memory,
     /// Coverage: how often something happened, by name.
@@ -202,6 +216,7 @@ impl World {
             trap: None,
             trouble: false,
             probe: None,
+            arbiter: Arbiter::default(),
             memory: crate::checkers::Memory::default(),
             marks: BTreeMap::new(),
             link_rng: rng.fork(12),
@@ -286,10 +301,15 @@ impl World {
         SessionId(self.next_session)
     }
 
+    /// A number for a new command.
+    pub(crate) fn new_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
     /// Sends a command to a node; the answer will be in `answers`.
     pub(crate) fn command(&mut self, node: usize, command: Command) -> Ticket {
-        self.next_ticket += 1;
-        let ticket = Ticket(self.next_ticket);
+        let ticket = self.new_ticket();
         trace!(self, Some(node), '!', "command {ticket} {command:?}");
         let life = self.nodes[node].life;
         let delay = self.rng.wait(200_000);
@@ -342,6 +362,14 @@ impl World {
             }
             Event::Blow(blow) => self.fall(blow),
             Event::Stop { node, life } if self.lives(node, life) => self.stop_in_order(node),
+            Event::Tell { node, life, input } if self.lives(node, life) => self.tell_deputy(node, *input),
+            Event::DeputyWake { node, life } if self.lives(node, life) => {
+                self.tell_deputy(node, FailoverInput::Wake);
+            }
+            Event::AskArbiter { node, life, ask, request, answered } => {
+                self.ask_arbiter(node, life, ask, request, answered);
+            }
+            Event::Weather => self.weather(),
             Event::Check => {
                 self.check_now();
                 self.after(7 * MS, Event::Check);
@@ -362,6 +390,7 @@ impl World {
                 for name in found {
                     self.mark(&name);
                 }
+                self.appoint(node);
                 self.step(node, Input::TurnEnd);
             }
             Err(e) => {

@@ -1,0 +1,128 @@
+//! Both production machines on each node, and an arbiter: nobody promotes but they themselves.
+//!
+//! What is checked is what is checked in every world: acknowledged data survives, no two nodes acknowledge at once, and all that
+//! ends in one primary with two equal copies when the faults end. Besides, nothing ends as a split brain.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use repblk::condition::{Mode, Role};
+use repblk::failover::io::Ask;
+
+use crate::rng::Rng;
+use crate::swarm::{MS, Options, SECOND};
+use crate::trace;
+use crate::world::{Event, World};
+
+/// Seeds of an ordinary run.
+const SEEDS: u64 = 150;
+
+fn options(rng: &mut Rng) -> Options {
+    let often = |rng: &mut Rng| rng.pick(&[0, 3 * SECOND, 10 * SECOND]);
+    Options {
+        arbitrated: true,
+        mode: rng.pick(&[Mode::Sync, Mode::Sync, Mode::SemiSync]),
+        clients: 2,
+        flush_every: rng.pick(&[5, 100]),
+        busy_for: rng.between(10, 40) * SECOND,
+        disk_delay: rng.pick(&[100_000, 2 * MS]),
+        latency: rng.pick(&[100_000, 2 * MS]),
+        loss: None,
+        power_every: often(rng),
+        both_every: rng.pick(&[0, 0, 20 * SECOND]),
+        kill_every: often(rng),
+        cut_every: often(rng),
+        stall_every: often(rng),
+        pause_every: often(rng),
+        heartbeats_lost: rng.pick(&[0, 50]),
+        drift_ppm_max: rng.pick(&[0, 15_000]),
+        ..Options::calm()
+    }
+}
+
+/// A founded pair with an arbiter, in sync; the primary is node A.
+fn founded(seed: u64, options: Options) -> World {
+    let mut w = World::new(seed, options);
+    w.operator.passive = true;
+    w.begin();
+    let mut tries = 0;
+    let up = w.run_until(30 * SECOND, |w| {
+        tries += 1;
+        if tries % 40 == 0 && !w.nodes[0].is_primary() {
+            w.ask_deputy(0, Ask::Promote { force: true, peer_is_down: true });
+        }
+        w.operator.founded |= w.nodes[0].is_primary();
+        w.settled()
+    });
+    assert!(up, "a new pair comes into being:\n  {}", w.summary());
+    w.run_for(SECOND);
+    w
+}
+
+fn live(seed: u64) -> World {
+    let mut w = founded(seed, options(&mut Rng::new(seed ^ 0x0F0F_F0F0)));
+    w.begin_trouble();
+    w.after(SECOND, Event::Weather);
+    w.run_for(w.options.busy_for);
+    w.clear_weather();
+    w.converge();
+    assert!(!w.memory.split_brain, "a record leaves no split brain");
+    w
+}
+
+#[test]
+fn storms_are_survived_by_automatic_failover() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let (first, count) = match number("REPBLK_ARBITRATED_SEED") {
+        Some(seed) => (seed, 1),
+        None => (number("REPBLK_FIRST").unwrap_or(1), number("REPBLK_ARBITRATED_SEEDS").unwrap_or(SEEDS)),
+    };
+    let (automatic, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut failed = Vec::new();
+    for seed in first..first + count {
+        trace::start(true, std::env::var_os("REPBLK_TRACE").is_some());
+        match catch_unwind(AssertUnwindSafe(|| live(seed))) {
+            Ok(w) => {
+                automatic.fetch_add(w.arbiter.automatic as u64, Ordering::Relaxed);
+                acknowledged.fetch_add(w.history.acknowledgements() as u64, Ordering::Relaxed);
+            }
+            Err(_) => failed.push(seed),
+        }
+    }
+    println!("{count} seeds: {automatic:?} automatic promotions, {acknowledged:?} acknowledged writes");
+    assert!(failed.is_empty(), "failed: {failed:?}; one alone with REPBLK_ARBITRATED_SEED=N REPBLK_TRACE=1");
+    assert!(count < SEEDS || automatic.into_inner() > count / 4, "promotions happen by themselves");
+}
+
+/// The primary's host dies: its peer takes over by itself, with everything that was acknowledged.
+#[test]
+fn a_dead_primary_is_replaced_and_comes_back_as_target() {
+    for seed in 1..=4 {
+        let mut w = founded(900 + seed, Options { arbitrated: true, clients: 2, ..Options::calm() });
+        w.power_loss(0);
+        let over = w.run_until(12 * SECOND, |w| w.nodes[1].is_primary());
+        assert!(over, "B takes over by itself:\n  {}", w.summary());
+        let before = w.history.acknowledgements();
+        w.run_for(SECOND);
+        assert!(w.history.acknowledgements() > before, "and serves");
+        w.restart_after(0, MS);
+        w.converge();
+        assert_eq!(w.nodes[1].role(), Some(Role::Primary), "nothing fails back");
+        assert_eq!(w.arbiter.automatic, 1);
+    }
+}
+
+/// The primary is cut off from everything, and lives: it stops answering before the other begins, and stands down when it learns.
+#[test]
+fn an_isolated_primary_is_superseded() {
+    for seed in 1..=4 {
+        let mut w = founded(920 + seed, Options { arbitrated: true, clients: 2, ..Options::calm() });
+        w.isolate(0, 15 * SECOND);
+        let over = w.run_until(12 * SECOND, |w| w.nodes[1].is_primary());
+        assert!(over && w.nodes[0].is_primary(), "B takes over, and A does not know:\n  {}", w.summary());
+        w.run_for(6 * SECOND);
+        w.converge();
+        assert_eq!(w.nodes[0].role(), Some(Role::Secondary), "A stood down");
+        assert!(!w.memory.split_brain, "and is behind, and no fork");
+    }
+}
