@@ -296,19 +296,30 @@ impl World {
         if !self.trouble {
             return;
         }
-        let next = self.rng.between(SECOND / 2, 8 * SECOND);
-        self.after(next, Event::Weather);
-        let until = self.now + ((100 * MS) << self.rng.below(8));
-        match self.rng.below(6) {
+        let span = self.rng.pick(&[200 * MS, 2 * SECOND, 8 * SECOND, 20 * SECOND]);
+        let until = self.now + self.rng.between(span / 2, span);
+        // Some come one after the other, some in the middle of the last.
+        let next = self.rng.between(SECOND / 2, 4 * SECOND);
+        let from = if self.rng.chance(3, 4) { until } else { self.now };
+        self.at(from + next, Event::Weather);
+        if self.rng.chance(1, 3) {
+            let node = self.rng.index(2);
+            self.ask_deputy(node, Ask::HandOver);
+        }
+        match self.rng.below(8) {
             0 => self.beats_cut_until = until,
             1 | 2 => {
                 (self.beats_cut_until, self.data_cut_until) = (until, until);
                 self.cut_now("partition");
             }
             3 => self.arbiter.cut_until = [until; 2],
-            _ => {
-                // One node is cut off from everything.
+            4 => {
                 let node = self.rng.index(2);
+                self.isolate(node, until - self.now);
+            }
+            _ => {
+                // The primary, the more often, since otherwise nothing has to be decided.
+                let node = usize::from(self.nodes[1].is_primary());
                 self.isolate(node, until - self.now);
             }
         }

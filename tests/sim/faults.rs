@@ -187,7 +187,9 @@ impl World {
     }
 
     fn restart_later(&mut self, node: usize) {
-        let span = if self.rng.coin() { 30 * MS } else { 4000 * MS };
+        // With an arbiter, longer than it takes to be replaced.
+        let long = if self.options.arbitrated { 20_000 * MS } else { 4000 * MS };
+        let span = if self.rng.coin() { 30 * MS } else { long };
         let delay = self.rng.between(MS, span);
         self.restart_after(node, delay);
     }
