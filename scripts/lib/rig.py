@@ -236,37 +236,54 @@ class Repblk(System):
     """A pair of nodes, or node `a` of a pair whose other node is never there."""
 
     def __init__(self, rig, name, binary, size, mode="sync", direct=False, pair=True, synced=True,
-                 volume_keys=""):
+                 volume_keys="", volumes=1, relay=()):
         self.rig, self.binary, self.name = rig, binary, name
-        self.config = rig.path(name + ".toml")
         self.nodes = ["a", "b"] if pair else ["a"]
         self.daemons = {}
-        ports = free_ports(4)
-        text = 'cluster = "rig"\n'
-        for at, node in enumerate("ab"):
-            text += (f'[[node]]\nname = "{node}"\ndata = "127.0.0.1:{ports[2 * at]}"\n'
-                     f'heartbeat = ["127.0.0.1:{ports[2 * at + 1]}"]\ncontrol = "{rig.path(f"{name}-{node}.sock")}"\n'
-                     f'nbd = ["unix:{rig.path(f"{name}-{node}.nbd")}"]\n')
-        text += f'[[volume]]\nname = "v"\nmode = "{mode}"\ndirect = {str(direct).lower()}\n{volume_keys}'
+        self.volumes = ["v", *(f"v{number}" for number in range(2, volumes + 1))]
+        ports = dict(zip(("a", "b", "beat-a", "beat-b", "relay-a", "relay-b"), free_ports(6)))
         for node in "ab":
-            text += (f'[volume.on.{node}]\ndevice = "{rig.path(f"{name}-{node}.img")}"\n'
-                     f'metadata = "{rig.path(f"{name}-{node}.meta")}"\n')
-        with open(self.config, "w", encoding="utf-8") as file:
-            file.write(text)
+            # With a relay, each node knows the other by the relay's address.
+            data = {each: ports["relay-" + each if relay and each != node else each] for each in "ab"}
+            with open(self.config(node), "w", encoding="utf-8") as file:
+                file.write(self.configuration(data, ports, f'mode = "{mode}"\ndirect = {str(direct).lower()}\n{volume_keys}'))
+            if relay:
+                listen, to = f"127.0.0.1:{ports['relay-' + node]}", f"127.0.0.1:{ports[node]}"
+                rig.start(f"{name}-relay-{node}", *relay, "--listen", listen, "--to", to)
         for node in self.nodes:
-            rig.make_file(f"{name}-{node}.img", size)
-            self.run(node, "init", "v")
+            for volume in self.volumes:
+                rig.make_file(f"{name}-{node}-{volume}.img", size)
+                self.run(node, "init", volume)
             self.daemon(node)
         if pair:
             wait_until(20, "the nodes to connect", lambda: self.peer("a").get("connection") == "connected")
-        self.run("a", "promote", "--force", *([] if pair else ["--peer-is-down"]))
+        for volume in self.volumes:
+            self.run("a", "promote", "--volume", volume, "--force", *([] if pair else ["--peer-is-down"]))
         if pair and synced:
             self.await_sync()
         super().__init__(name, f"nbd+unix:///v?socket={rig.path(name + '-a.nbd')}", list(self.daemons.values()))
 
+    def config(self, node):
+        """The path of a node's configuration."""
+        return self.rig.path(f"{self.name}-{node}.toml")
+
+    def configuration(self, data, ports, keys):
+        """The text of a configuration: data ports by node, other ports by name, keys of each volume."""
+        text = 'cluster = "rig"\n'
+        for node in "ab":
+            path = self.rig.path(f"{self.name}-{node}")
+            text += (f'[[node]]\nname = "{node}"\ndata = "127.0.0.1:{data[node]}"\n'
+                     f'heartbeat = ["127.0.0.1:{ports["beat-" + node]}"]\ncontrol = "{path}.sock"\nnbd = ["unix:{path}.nbd"]\n')
+        for volume in self.volumes:
+            text += f'[[volume]]\nname = "{volume}"\n{keys}'
+            for node in "ab":
+                path = self.rig.path(f"{self.name}-{node}-{volume}")
+                text += f'[volume.on.{node}]\ndevice = "{path}.img"\nmetadata = "{path}.meta"\n'
+        return text
+
     def command(self, node, *arguments):
         """A command line to a node."""
-        return [self.binary, "--config", self.config, "--node", node, *arguments]
+        return [self.binary, "--config", self.config(node), "--node", node, *arguments]
 
     def run(self, node, *arguments):
         """Runs a command; its output."""
@@ -284,10 +301,10 @@ class Repblk(System):
             raise Failed(f"node {node} of {self.name} ended: {self.rig.log_end(f'{self.name}-{node}')}")
         self.processes = list(self.daemons.values())
 
-    def status(self, node):
-        """What the node says of the volume; nothing while it does not answer."""
+    def status(self, node, at=0):
+        """What the node says of a volume; nothing while it does not answer."""
         try:
-            return json.loads(self.run(node, "status", "--json"))["volumes"][0]
+            return json.loads(self.run(node, "status", "--json"))["volumes"][at]
         except (Failed, ValueError, IndexError, KeyError):
             return {}
 
@@ -296,10 +313,14 @@ class Repblk(System):
         return (self.status(node).get("peers") or [{}])[0]
 
     def is_synced(self):
-        """Both copies are good and nothing is left to send, as the primary says."""
-        status, peer = self.status("a"), self.peer("a")
-        return (status.get("disk_state"), peer.get("replication"), peer.get("disk_state"),
-                peer.get("out_of_sync_bytes")) == ("uptodate", "established", "uptodate", 0)
+        """Both copies of every volume are good and nothing is left to send, as the primary says."""
+        for at in range(len(self.volumes)):
+            status = self.status("a", at)
+            peer = (status.get("peers") or [{}])[0]
+            if (status.get("disk_state"), peer.get("replication"), peer.get("disk_state"),
+                    peer.get("out_of_sync_bytes")) != ("uptodate", "established", "uptodate", 0):
+                return False
+        return True
 
     def await_sync(self, seconds=900):
         """Waits until both copies are in sync."""

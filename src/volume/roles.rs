@@ -593,12 +593,9 @@ impl Volume {
         !self.local_ok || (self.local_flush.is_none() && self.local.stable >= self.stable_goal)
     }
 
-    /// No resync block is on its way.
+    /// No block is read for a resync any more, nor for one whose link is lost.
     fn resyncs_rest(&self) -> bool {
-        self.peers.iter().all(|peer| match peer.sync() {
-            Some(Sync::SourceRunning(outgoing)) => outgoing.reading == 0,
-            _ => true,
-        })
+        self.runs_reading == 0
     }
 
     fn record_end(&mut self, now: Moment, ticket: Ticket, goal: Goal, quiet: bool, out: &mut Effects) {

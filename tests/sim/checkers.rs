@@ -54,8 +54,7 @@ impl World {
         let Some(snapshot) = self.nodes[node].snapshot(self.now) else { return };
         if snapshot.disk == DiskState::Failed {
             self.history.disk_lost(node);
-            // It does not know what it lacks when it comes back: only its peer may say that it is whole again.
-            self.operator.excluded[node] = true;
+            self.operator.stale[node] = true;
         }
         if snapshot.role == Role::Primary && snapshot.peers.iter().any(|peer| peer.connection == "connected") {
             // Whoever is linked to it has consented to what it has.
@@ -68,7 +67,7 @@ impl World {
                 self.mark("joined");
                 self.history.joined(node, other, self.options.mode != Mode::Async);
                 self.operator.excluded[other] = false;
-                self.operator.exchanged[other] = false;
+                self.operator.stale[other] = false;
             }
         }
     }

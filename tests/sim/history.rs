@@ -90,6 +90,8 @@ pub(crate) struct History {
     clock: u64,
     /// When each node lost power last.
     lost: [u64; NODES_MAX],
+    /// When each node lost its disk last.
+    broken: [u64; NODES_MAX],
     /// What disks that lied have put or left into sectors. Nobody can be blamed for it.
     excused: BTreeSet<(usize, u64)>,
 }
@@ -106,6 +108,7 @@ impl History {
             sectors: vec![Vec::new(); sectors],
             clock: 0,
             lost: [0; NODES_MAX],
+            broken: [0; NODES_MAX],
             excused: BTreeSet::new(),
         }
     }
@@ -154,10 +157,12 @@ impl History {
         let now = self.tick();
         let version = &mut self.versions[number as usize];
         assert_eq!(version.end, End::Open, "a write is acknowledged once");
-        // A node that lost power after it had said that it has it, and before the client was told, need not have it.
-        let kept =
-            (0..NODES_MAX).filter(|&node| self.lost[node] < version.begun).fold(0, |bits, node| bits | bit(node));
-        let held = held & (kept | stable);
+        // A node that lost power or its disk after it had said that it has it, and before the client was told, need not have it.
+        let since = |loss: &[u64; NODES_MAX]| {
+            (0..NODES_MAX).filter(|&node| loss[node] < version.begun).fold(0, |bits, node| bits | bit(node))
+        };
+        let (powered, whole) = (since(&self.lost), since(&self.broken));
+        let (held, stable) = (held & (powered | stable) & whole, stable & whole);
         *version = Version { end: End::Over(now), acknowledged: true, held, stable, ..version.clone() };
     }
 
@@ -181,6 +186,8 @@ impl History {
 
     /// A flush that began at `begun` was acknowledged while the nodes of `stable` were in sync.
     pub(crate) fn flushed(&mut self, begun: u64, stable: u8) {
+        let whole = (0..NODES_MAX).filter(|&node| self.broken[node] < begun).fold(0, |bits, node| bits | bit(node));
+        let stable = stable & whole;
         for version in &mut self.versions {
             // What was lost before is not there to be flushed.
             if version.guaranteed() && version.end.at().is_some_and(|end| end < begun) {
@@ -199,6 +206,7 @@ impl History {
 
     /// A node lost its disk.
     pub(crate) fn disk_lost(&mut self, node: usize) {
+        self.broken[node] = self.tick();
         for version in &mut self.versions {
             version.held &= !bit(node);
             version.stable &= !bit(node);

@@ -147,7 +147,7 @@ impl World {
         self.history.disk_lost(node);
         // It does not know what it lacks: only its peer may say that it is whole again.
         self.operator.excluded[node] = true;
-        self.operator.exchanged[node] = true;
+        self.operator.stale[node] = true;
     }
 
     /// The clients of a node hear nothing of it any more and turn away; the machine will be told when it can listen.

@@ -22,8 +22,9 @@ use crate::world::{Event, World};
 pub(crate) struct Operator {
     /// Copies that may not be promoted by themselves.
     pub(crate) excluded: [bool; NODES_MAX],
-    /// Copies whose disk was exchanged and that have not rejoined: in a split it is they that are given up.
-    pub(crate) exchanged: [bool; NODES_MAX],
+    /// Copies whose disk failed or was exchanged, and that have not rejoined. They do not know what they lack: only a peer may say that
+    /// they are whole again, and in a split it is they that are given up.
+    pub(crate) stale: [bool; NODES_MAX],
     /// Only does what it is told; answers exclusions and nothing else.
     pub(crate) passive: bool,
     /// Lets nobody go on alone.
@@ -209,7 +210,10 @@ impl World {
         let complete = self.history.complete_on(node);
         if !alone {
             self.order(node, Command::Promote { force: false, peer_is_down: false });
-        } else if !self.operator.excluded[node] && (complete || self.trouble && self.rng.chance(1, 40)) {
+        } else if !self.operator.excluded[node]
+            && !self.operator.stale[node]
+            && (complete || self.trouble && self.rng.chance(1, 40))
+        {
             // The other is dead, and will find itself excluded when it comes back.
             self.operator.excluded[1 - node] = true;
             self.order(node, Command::Promote { force: false, peer_is_down: true });
@@ -289,7 +293,8 @@ impl World {
     /// The primary cannot be seen by anybody: its clients are kept from it and the peer takes over.
     fn fail_over_in_a_partition(&mut self, node: usize) {
         let peer = 1 - node;
-        if self.nodes[node].is_primary() || !self.nodes[peer].is_primary() || self.operator.excluded[node] {
+        let unfit = self.operator.excluded[node] || self.operator.stale[node];
+        if self.nodes[node].is_primary() || !self.nodes[peer].is_primary() || unfit {
             return;
         }
         trace!(self, Some(node), '!', "a partition, and this side takes over");
@@ -318,7 +323,7 @@ impl World {
     /// After a split brain: the copy to be given up is given up.
     pub(crate) fn resolve_split(&mut self) {
         let primaries = [0, 1].map(|n: usize| self.nodes[n].is_primary());
-        let loser = match self.operator.exchanged {
+        let loser = match self.operator.stale {
             [true, false, _] => 0,
             [false, true, _] => 1,
             _ => match self.operator.excluded {

@@ -20,6 +20,7 @@ const SEEDS: &[(u64, &str)] = &[
     (57, "a write that waited for the activity log of a failing disk kept its extent"),
     (166, "a primary without a disk read around what its peer had received and not yet written"),
     (100, "a write that only a failed disk held was acknowledged"),
+    (100_241, "a node ended while blocks were read for a resync whose link was lost"),
 ];
 
 #[test]
@@ -28,6 +29,21 @@ fn what_once_failed_does_not_fail_again() {
         if let Err(why) = crate::runner::check(seed, crate::runner::Draw::First) {
             panic!("{name}: {why}");
         }
+    }
+}
+
+/// The link of a resync is lost while its source reads many blocks, and the source is told to end.
+#[test]
+fn an_end_waits_for_reads_of_a_lost_resync() {
+    for at in 0..20 {
+        let mut s = Story::with(400 + at, Options { clients: 1, disk_delay: 5 * MS, ..Options::calm() });
+        s.load(100 * MS).idles();
+        assert_eq!(s.tell(A, Command::Resync { full: true, discard: None }), Ok(()));
+        assert!(s.w.run_until(5 * SECOND, |w| w.nodes[B].disk_is(DiskState::Inconsistent)), "the resync starts");
+        s.wait(at * MS).w.cut_now("scenario");
+        // Whatever it answers: a node that says that it has ended has nothing in flight (`stop_in_order`).
+        assert_eq!(s.tell(A, Command::Shutdown), Ok(()));
+        s.ends();
     }
 }
 
@@ -78,7 +94,7 @@ fn a_copy_is_set_back_while_it_is_brought_up_to_date() {
     assert!(running, "the resync runs:\n  {}", s.w.summary());
     s.wait(300 * MS).w.kill(B);
     s.w.nodes[B].disk.restore(old);
-    s.w.operator.exchanged[B] = true;
+    s.w.operator.stale[B] = true;
     s.start(B).settles().ends();
 }
 

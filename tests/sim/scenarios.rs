@@ -8,9 +8,11 @@ use crate::disk::Health;
 use crate::media::Loss;
 use crate::story::{Blow, Story};
 use crate::swarm::{MS, Options, SECOND};
+use crate::world::World;
 
 const A: usize = 0;
 const B: usize = 1;
+const C: usize = 2;
 
 #[test]
 fn a_link_cut_under_load_costs_a_resync_of_what_changed() {
@@ -335,6 +337,24 @@ fn a_promotion_beside_a_living_primary_is_refused() {
         s.tell(B, Command::Promote { force: false, peer_is_down: false }).expect_err("there may be a primary");
     assert!(refused.rule == Rule::PeerUnseen || refused.rule == Rule::Outdated || refused.rule == Rule::PeerIsPrimary);
     s.ends();
+}
+
+#[test]
+fn of_two_promotions_at_the_ends_of_a_star_one_succeeds() {
+    // The two have no link to each other and ask for the same term: only the node between them can tell who comes first.
+    for seed in 1..=12 {
+        let mut s = Story::with(seed, Options { nodes: 3, clients: 2, ..Options::calm() });
+        s.load(200 * MS).rest();
+        assert_eq!(s.tell(A, Command::Demote { disconnect_clients: true }), Ok(()));
+        let asked = [B, C].map(|node| s.w.order(node, Command::Promote { force: true, peer_is_down: false }));
+        let answered = |w: &mut World| asked.iter().all(|ticket| w.answers.contains_key(ticket));
+        assert!(s.w.run_until(15 * SECOND, answered), "both are answered:\n  {}", s.w.summary());
+        let refused: Vec<_> = asked.iter().filter_map(|ticket| s.w.answers[ticket].as_ref().err()).collect();
+        assert_eq!(refused.len(), 1, "one is refused:\n  {}", s.w.summary());
+        assert!([Rule::OldTerm, Rule::Busy, Rule::PeerIsPrimary].contains(&refused[0].rule), "{:?}", refused[0]);
+        let primaries = [A, B, C].into_iter().filter(|&node| s.role(node) == Some(Role::Primary));
+        assert_eq!(primaries.count(), 1);
+    }
 }
 
 #[test]
