@@ -237,6 +237,54 @@ fn a_primary_that_is_stopped_in_order_hands_its_role_over() {
     pair.assert_identical();
 }
 
+#[test]
+fn a_primary_that_was_killed_and_is_back_within_its_lease_goes_on() {
+    let etcd = EtcdServer::start();
+    let mut pair = up(&etcd);
+    let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
+    ledger.wait_more(100, SHORT);
+    let before = record(&etcd)["term"].as_u64().expect("a term");
+    pair.alpha.kill();
+    pair.alpha.start();
+    pair.alpha.wait("the role", SHORT, is_primary);
+    assert!(record(&etcd)["term"].as_u64() > Some(before), "each start of a primary has a term of its own");
+    ledger.wait_more(100, SHORT);
+    pair.wait_in_sync();
+    wait_recorded(&etcd, 2);
+    let book = ledger.stop();
+    println!("longest gap {:?}", book.gap);
+    book.audit(&mut pair.alpha.client());
+    pair.assert_identical();
+    let history = pair.beta.cli(&["history"]).ok();
+    assert!(history.contains("orderly: alpha became primary"), "{history}");
+}
+
+#[test]
+fn a_data_link_that_breaks_moves_no_role() {
+    let etcd = EtcdServer::start();
+    let mut pair = up(&etcd);
+    let ledger = Ledger::start(&[pair.alpha.place()], WRITERS, BLOCKS);
+    ledger.wait_more(100, SHORT);
+    pair.proxy.cut();
+    wait_recorded(&etcd, 1);
+    ledger.wait_more(100, SHORT);
+    // The one that was left behind knows it, and stays where it is when the other one dies, too.
+    pair.beta.wait("the copy to be outdated", SHORT, |volume| volume["disk_state"] == "outdated");
+    pair.alpha.kill();
+    std::thread::sleep(TAKE_OVER_TIME);
+    let left_behind = pair.beta.status();
+    assert_eq!(left_behind["failover"]["rule"], "not-in-sync", "{left_behind:#}");
+    assert!(!is_primary(&left_behind));
+    pair.proxy.mend();
+    pair.alpha.start();
+    pair.alpha.wait("the role", SHORT, is_primary);
+    ledger.wait_more(100, SHORT);
+    pair.wait_in_sync();
+    let book = ledger.stop();
+    book.audit(&mut pair.alpha.client());
+    pair.assert_identical();
+}
+
 /// In mode `fence`, what the command says is what happens.
 #[test]
 fn a_fence_decides_by_its_exit_code() {
