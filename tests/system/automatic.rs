@@ -300,6 +300,8 @@ fn a_fence_decides_by_its_exit_code() {
     let mut pair =
         Pair::up(&Setup { volume_keys: "peer_timeout_ms = 1000\nping_interval_ms = 250", arbiter, ..Setup::default() });
     wait_ready_to_fence(&pair.beta);
+    let refused = pair.beta.cli(&["maintenance", "on"]).exits(1);
+    assert!(refused.contains("record-missing"), "{refused}");
     let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
     ledger.wait_more(100, SHORT);
     pair.alpha.kill();

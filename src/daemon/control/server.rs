@@ -175,11 +175,8 @@ impl ControlDesk {
         } else {
             None
         };
-        if let (Verb::Demote { .. }, Arbiter::Etcd) = (verb, self.config.arbiter.arbiter()) {
-            // The record would still name this node, which would take its role up again at once.
-            let (rule, sentence) =
-                ("record-decides", "With a record at an arbiter a role is given to somebody. Use `repblk switchover`.");
-            return Ok(Reply::Forbidden { rule: rule.to_owned(), sentence: sentence.to_owned() });
+        if let Some(reply) = forbidden(verb, self.config.arbiter.arbiter()) {
+            return Ok(reply);
         }
         let mut answer: Answering = match verb.task(saved) {
             Task::Volume(command) => {
@@ -327,6 +324,22 @@ impl ControlDesk {
         }
         status
     }
+}
+
+/// What makes no sense with the arbiter that is configured.
+fn forbidden(verb: Verb, arbiter: Arbiter) -> Option<Reply> {
+    let (rule, sentence) = match (verb, arbiter) {
+        // The record would still name this node, which would take its role up again at once.
+        (Verb::Demote { .. }, Arbiter::Etcd) => {
+            ("record-decides", "With a record at an arbiter a role is given to somebody. Use `repblk switchover`.")
+        }
+        (Verb::Maintenance { .. }, Arbiter::Fence | Arbiter::Agent | Arbiter::None) => (
+            "record-missing",
+            "Maintenance is kept in an arbiter's record, and none is configured. Write `automatic = false` in [arbiter] and restart.",
+        ),
+        _ => return None,
+    };
+    Some(Reply::Forbidden { rule: rule.to_owned(), sentence: sentence.to_owned() })
 }
 
 /// The answer to a command, on its way; none when whoever would give it has ended.
