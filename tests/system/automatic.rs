@@ -59,6 +59,14 @@ fn wait_ready(node: &Node) {
     });
 }
 
+/// Waits for a text in `repblk history`: a standby reads the record now and then.
+#[track_caller]
+fn wait_history(node: &Node, text: &str) {
+    wait_for(&format!("{text:?} in the history of {}", node.name), SHORT, || {
+        node.cli(&["history"]).ok().contains(text).then_some(())
+    });
+}
+
 fn is_primary(volume: &Value) -> bool {
     volume["role"] == "primary"
 }
@@ -92,9 +100,8 @@ fn the_standby_takes_over_when_the_primary_is_killed_and_nothing_acknowledged_is
     book.audit(&mut pair.beta.client());
     pair.assert_identical();
     for node in [&pair.alpha, &pair.beta] {
-        let history = node.cli(&["history"]).ok();
-        assert!(history.contains("automatic: beta became primary at term"), "{}: {history}", node.name);
-        assert!(history.contains("by take-over-lease-over"), "{}: {history}", node.name);
+        wait_history(node, "automatic: beta became primary at term");
+        wait_history(node, "by take-over-lease-over");
     }
     assert!(pair.beta.log_text().contains("take-over-lease-over"), "the rule is in the log, with its evidence");
 }
@@ -255,8 +262,7 @@ fn a_primary_that_was_killed_and_is_back_within_its_lease_goes_on() {
     println!("longest gap {:?}", book.gap);
     book.audit(&mut pair.alpha.client());
     pair.assert_identical();
-    let history = pair.beta.cli(&["history"]).ok();
-    assert!(history.contains("orderly: alpha became primary"), "{history}");
+    wait_history(&pair.beta, "orderly: alpha became primary");
 }
 
 #[test]
@@ -315,8 +321,7 @@ fn a_fence_decides_by_its_exit_code() {
     let book = ledger.stop();
     book.audit(&mut pair.beta.client());
     pair.assert_identical();
-    let history = pair.beta.cli(&["history"]).ok();
-    assert!(history.contains("take-over-fenced"), "{history}");
+    wait_history(&pair.beta, "by take-over-fenced");
 }
 
 #[track_caller]
