@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use repblk::condition::{Mode, Role};
+use repblk::condition::{DiskState, Mode, Role};
 use repblk::failover::io::Ask;
 
 use crate::rng::Rng;
@@ -148,9 +148,12 @@ fn an_isolated_primary_is_superseded() {
         w.isolate(0, 15 * SECOND);
         let over = w.run_until(12 * SECOND, |w| w.nodes[1].is_primary());
         assert!(over && w.nodes[0].is_primary(), "B takes over, and A does not know:\n  {}", w.summary());
-        w.run_for(6 * SECOND);
-        w.converge();
+        // The arbiter is reached first.
+        w.data_cut_until += 5 * SECOND;
+        w.run_for(9 * SECOND);
         assert_eq!(w.nodes[0].role(), Some(Role::Secondary), "A stood down");
+        assert!(w.nodes[0].disk_is(DiskState::Outdated), "and knows that it lacks what B is given");
+        w.converge();
         assert!(!w.memory.split_brain, "and is behind, and no fork");
     }
 }
