@@ -10,6 +10,7 @@
 //! A generation vouches for everything acknowledged before it. So the data is made stable before a superblock with a new one
 //! is written: else a power loss could leave the generation and take what the absent copy still has.
 
+use crate::condition::DiskState;
 use crate::meta::{MetaPage, PeerRecord, Superblock};
 use crate::units::{GenerationId, OpId, PeerNo, Term};
 
@@ -123,6 +124,12 @@ impl Book {
         let op = op();
         self.committing = Some((op, self.version));
         Some((op, self.superblock.encode()))
+    }
+
+    /// A superblock that says that this copy is no good one, for the copy that the commit before did not write.
+    pub(crate) fn obituary(&mut self) -> MetaPage {
+        self.superblock.sequence += 1;
+        Superblock { disk: DiskState::Inconsistent, ..self.superblock.clone() }.encode()
     }
 
     /// The commit is on the disk: what may be done now, in order of the changes.

@@ -90,6 +90,7 @@ impl Volume {
                 self.durable(now, then, out);
             }
         }
+        self.pump_obituary(out);
     }
 
     fn pump_superblock(&mut self, out: &mut Effects) {
@@ -252,6 +253,10 @@ impl Volume {
         match done {
             Op::LogCommit => self.log_commit = LogCommit::Idle,
             Op::BitmapCommit => self.bitmap_commit = None,
+            Op::Obituary => {
+                self.obituary_written(result);
+                return;
+            }
             _ => {}
         }
         if let Err(error) = result {
@@ -316,7 +321,7 @@ impl Volume {
             Op::PeerRead { peer, connection, id, len } => {
                 self.answer_peer_read((peer, connection), (id, len), result, out)
             }
-            Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
+            Op::Superblock | Op::Obituary | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }
         }

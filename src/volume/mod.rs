@@ -134,6 +134,8 @@ enum Op {
     },
     /// A generation is about to be committed.
     LineageFlush,
+    /// The superblock learns that this copy is no good one.
+    Obituary,
     StreamWrite {
         seq: Seq,
     },
@@ -170,6 +172,10 @@ pub struct Volume {
     blank_log: bool,
     /// The disk is in use.
     local_ok: bool,
+    /// No commit of metadata has failed.
+    metadata_ok: bool,
+    /// Copies of the superblock that are still to say that this copy is no good one.
+    obituaries: u8,
     /// A primary without a disk waits for a peer to record it.
     detaching: Option<(PeerNo, GenerationId)>,
     /// Segments whose local share waits for that.
@@ -276,6 +282,8 @@ impl Volume {
             attached: false,
             attaching: false,
             blank_log,
+            metadata_ok: true,
+            obituaries: 0,
             detaching: None,
             detach_waiting: Vec::new(),
             resume,

@@ -187,6 +187,10 @@ impl Volume {
                 "Promote the other node, then replace the disk",
             ));
         }
+        if self.disk() == DiskState::Diverged {
+            // Whoever the peer is now: neither its role nor the link is what has to be mended.
+            self.check_copy(force)?;
+        }
         for peer in &self.peers {
             let seen = peer.seen.filter(|&(at, view)| now.since(at) <= HEARTBEAT_FRESH && view.role == Role::Primary);
             if let (None, Some((at, _))) = (peer.connection(), seen) {
@@ -476,6 +480,11 @@ impl Volume {
             }
             _ => {}
         }
+        if self.role == Role::Secondary && !self.local_ok {
+            // A copy that failed while it was primary must not count for the next one.
+            self.send(peer, Message::DiskFailed { errno: 0 }, None, out);
+            self.drop_link(now, peer, "this node's disk failed".into(), out);
+        }
         if self.role == Role::Secondary
             && self.book.get().was_primary
             && !matches!(self.transition, Transition::Promoting { .. })
@@ -545,7 +554,8 @@ impl Volume {
                     && self.log.len() == 0
                     && self.local_is_flushed()
                     && self.stream_is_stable()
-                    && self.resyncs_rest();
+                    && self.resyncs_rest()
+                    && self.obituaries == 0;
                 // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
                 let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {
@@ -712,6 +722,9 @@ impl Volume {
         if self.peers.is_empty() {
             return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
         }
+        if !discard_local {
+            self.check_resync()?;
+        }
         if discard_local && self.peers.iter().any(super::Peer::is_even) {
             return Err(refusal(
                 Rule::AlreadyInSync,
@@ -753,6 +766,25 @@ impl Volume {
             if self.peer(peer).is_even() && full || discard_local {
                 self.drop_link(now, peer, "the operator asked for a resync; both greet again".into(), out);
             }
+        }
+        Ok(())
+    }
+
+    /// A resync needs its partners, and is no way around what keeps them apart.
+    fn check_resync(&self) -> Result<(), Refusal> {
+        if self.disk() == DiskState::Diverged {
+            let what = "this copy and the peer's went different ways, and nothing is copied before one is given up";
+            let way_out = "Say `repblk resync --discard-local` on the node whose copy is to be given up";
+            return Err(refusal(Rule::Diverged, what, way_out));
+        }
+        for peer in self.peers.iter().filter(|peer| !matches!(peer.link, Link::Up { .. })) {
+            let (name, why) = (&peer.name, &peer.why);
+            let way_out = if peer.standalone {
+                "Say `repblk connect` here; what differs is copied then"
+            } else {
+                "Mend the link; what differs is copied as soon as it is up"
+            };
+            return Err(refusal(Rule::NotConnected, format!("there is no link to {name} ({why})"), way_out));
         }
         Ok(())
     }
