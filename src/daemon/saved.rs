@@ -5,9 +5,9 @@
 //! they are stable, so that a file of the right name is complete. The volume is not served meanwhile; should it have
 //! changed nevertheless, the machine refuses to give it up (rule `not-saved`).
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,11 +86,14 @@ struct Album {
 impl Album {
     fn new(device: &Path, directory: &Path, name: &str, size: u64) -> Result<Self, String> {
         let open = || -> io::Result<Self> {
-            std::fs::create_dir_all(directory)?;
+            // They hold what the database holds: nobody else is to read them.
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            let create =
+                |path: &Path| OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part(path));
             let path = directory.join(format!("{name}.img"));
-            let image = File::create(part(&path))?;
+            let image = create(&path)?;
             image.set_len(size)?;
-            let ranges = BufWriter::new(File::create(part(&path.with_extension("ranges")))?);
+            let ranges = BufWriter::new(create(&path.with_extension("ranges"))?);
             Ok(Self { device: File::open(device)?, image, ranges, path, finished: false })
         };
         open().map_err(|error| {

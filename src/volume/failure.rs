@@ -21,6 +21,16 @@ use crate::volume::peer::Sync;
 use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
 
+/// What to do about a failed disk, in words.
+fn cure(error: DiskError) -> &'static str {
+    const NO_SPACE: i32 = 28;
+    if error.errno == NO_SPACE {
+        "free room where the device lies, then restart this daemon: the peer fills it again"
+    } else {
+        "mend the disk and restart this daemon, or replace it and run `repblk init --force`: the peer fills it again"
+    }
+}
+
 /// The superblock has two.
 const SUPERBLOCK_COPIES: u8 = 2;
 
@@ -33,13 +43,7 @@ impl Volume {
         let old = self.disk();
         // The metadata may be on the failed disk, and a commit may be under way; nothing is written to it any more.
         self.book.change(|superblock| superblock.disk = DiskState::Failed);
-        Self::changed(
-            "disk",
-            old,
-            DiskState::Failed,
-            format!("{what} failed: {error}; replace the disk and run `repblk init` on it"),
-            out,
-        );
+        Self::changed("disk", old, DiskState::Failed, format!("{what} failed: {error}; {}", cure(error)), out);
         self.give_stream_up(out);
         // What it has written and nobody was told yet must not count on it.
         let written: Vec<_> = self

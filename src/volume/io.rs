@@ -172,7 +172,7 @@ pub struct PeerView {
 
 /// A failed disk operation. The disk is not used any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("operating system error {errno}")]
+#[error("{}", std::io::Error::from_raw_os_error(self.errno))]
 pub struct DiskError {
     /// The operating system's error number.
     pub errno: i32,

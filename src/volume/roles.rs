@@ -770,23 +770,21 @@ impl Volume {
         Ok(())
     }
 
-    /// A resync needs its partners, and is no way around what keeps them apart.
+    /// A resync is no way around what keeps the copies apart. Without a link it begins when there is one.
     fn check_resync(&self) -> Result<(), Refusal> {
         if self.disk() == DiskState::Diverged {
             let what = "this copy and the peer's went different ways, and nothing is copied before one is given up";
             let way_out = "Say `repblk resync --discard-local` on the node whose copy is to be given up";
             return Err(refusal(Rule::Diverged, what, way_out));
         }
-        for peer in self.peers.iter().filter(|peer| !matches!(peer.link, Link::Up { .. })) {
-            let (name, why) = (&peer.name, &peer.why);
-            let way_out = if peer.standalone {
-                "Say `repblk connect` here; what differs is copied then"
-            } else {
-                "Mend the link; what differs is copied as soon as it is up"
-            };
-            return Err(refusal(Rule::NotConnected, format!("there is no link to {name} ({why})"), way_out));
+        match self.peers.iter().find(|peer| peer.standalone) {
+            Some(peer) => Err(refusal(
+                Rule::NotConnected,
+                format!("there is no link to {} ({})", peer.name, peer.why),
+                "Say `repblk connect` here; what differs is copied then",
+            )),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn pause(&mut self, on: bool, out: &mut Effects) -> Result<(), Refusal> {
