@@ -12,6 +12,7 @@
 //! | `greeting` | a link from its first word to its verdict |
 //! | `source`, `target` | the two sides of a resync |
 //! | `roles` | promote, demote, switchover, shutdown |
+//! | `copying` | resync, pause, disconnect, as an operator wants them |
 //! | `stability` | flushes and barriers: who has made what stable |
 //! | `metadata` | commits: superblock, activity log, bitmap pages |
 //! | `failure` | the local disk is lost |
@@ -30,6 +31,7 @@
 //! 4. Ranges in flight do not overlap.
 
 mod book;
+mod copying;
 mod failure;
 mod greeting;
 mod hot_extents;
