@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::handle::VolumeHandle;
+use crate::condition::Role;
 use crate::units::{BLOCK_SIZE, ByteRange, GenerationId};
 use crate::volume::io::Discard;
 
@@ -20,8 +21,8 @@ use crate::volume::io::Discard;
 pub(super) struct Saved {
     /// For the machine.
     pub(super) discard: Discard,
-    /// For the operator.
-    pub(super) what: String,
+    /// For the operator; nothing if the copy is being served.
+    pub(super) what: Option<String>,
 }
 
 /// Saves what `volume` holds alone in `directory`; `done` counts the bytes.
@@ -30,12 +31,18 @@ pub(super) struct Saved {
 /// A sentence; nothing is left under the final names then.
 pub(super) async fn save(volume: &VolumeHandle, directory: &Path, done: Arc<AtomicU64>) -> Result<Saved, String> {
     let mut dirty = volume.ask_dirty(0).await?;
+    if dirty.role == Role::Primary {
+        // The machine refuses a primary, and nothing needs to be saved for that. Should it have been demoted in this moment, it
+        // refuses as well: so many blocks no volume has.
+        let discard = Discard::Saved { generation: GenerationId::NONE, blocks: u64::MAX };
+        return Ok(Saved { discard, what: None });
+    }
     let (generation, blocks) = (dirty.generation, dirty.blocks);
     let discard = Discard::Saved { generation, blocks };
     if dirty.runs.is_empty() {
         return Ok(Saved {
             discard,
-            what: "this copy holds nothing that the peer may lack; nothing was saved".to_owned(),
+            what: Some("this copy holds nothing that the peer may lack; nothing was saved".to_owned()),
         });
     }
     let mut album = {
@@ -59,7 +66,7 @@ pub(super) async fn save(volume: &VolumeHandle, directory: &Path, done: Arc<Atom
         image.display(),
         image.with_extension("ranges").display()
     );
-    Ok(Saved { discard, what })
+    Ok(Saved { discard, what: Some(what) })
 }
 
 fn check_unchanged(first: (GenerationId, u64), now: (GenerationId, u64)) -> Result<(), String> {

@@ -239,6 +239,8 @@ pub enum Discard {
 /// Blocks that this copy holds and a peer may lack.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DirtyRuns {
+    /// This copy's role.
+    pub role: Role,
     /// This copy's generation.
     pub generation: GenerationId,
     /// How many such blocks there are towards all peers.

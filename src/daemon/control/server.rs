@@ -13,7 +13,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::protocol::{Answer, Ask, REQUEST_LEN_MAX, Reply, Request, VERSION, Verb};
-use crate::condition::Role;
 use crate::daemon::config::Config;
 use crate::daemon::events::{EventHub, Happening};
 use crate::daemon::handle::VolumeHandle;
@@ -22,7 +21,6 @@ use crate::daemon::lobby::Lobby;
 use crate::daemon::saved;
 use crate::daemon::sockets::UnixSocket;
 use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
-use crate::units::GenerationId;
 use crate::volume::io::{Discard, Refusal};
 
 /// Time after which a waiting client is told what is waited for.
@@ -141,12 +139,7 @@ impl ControlDesk {
         info!(volume = volume.name(), command = verb.name(), detail = ?verb, "operator's command");
         let began = Instant::now();
         let end = began + Duration::from_millis(timeout_ms);
-        let is_primary = volume.last_state().is_some_and(|(state, _)| state.volume.role == Role::Primary);
-        let saved = if verb.saves_first() && is_primary {
-            // The machine refuses a primary, and nothing needs to be saved for that. Should it have been demoted in this moment, it
-            // refuses as well: so many blocks no volume has.
-            Some(Discard::Saved { generation: GenerationId::NONE, blocks: u64::MAX })
-        } else if verb.saves_first() {
+        let saved = if verb.saves_first() {
             match self.save(volume, end, writer).await? {
                 Ok(discard) => Some(discard),
                 Err(reply) => return Ok(reply),
@@ -191,8 +184,10 @@ impl ControlDesk {
         loop {
             match timeout_at(end.min(Instant::now() + PATIENCE), &mut saving).await {
                 Ok(Ok(saved)) => {
-                    info!(volume = volume.name(), "{}", saved.what);
-                    self.say(writer, Reply::Waiting(saved.what)).await?;
+                    if let Some(what) = saved.what {
+                        info!(volume = volume.name(), "{what}");
+                        self.say(writer, Reply::Waiting(what)).await?;
+                    }
                     return Ok(Ok(saved.discard));
                 }
                 Ok(Err(why)) => {
