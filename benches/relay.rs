@@ -83,9 +83,9 @@ fn give(mut into: TcpStream, mbit: u64, receiver: &Receiver<Chunk>) {
     let mut free = Instant::now();
     for Chunk { due, bytes } in receiver {
         let start = due.max(free);
-        if mbit > 0 {
-            let bits = u64::try_from(bytes.len()).expect("chunks are small") * 8;
-            free = start + Duration::from_nanos(bits * 1000 / mbit);
+        let bits = u64::try_from(bytes.len()).expect("chunks are small") * 8;
+        if let Some(nanos) = (bits * 1000).checked_div(mbit) {
+            free = start + Duration::from_nanos(nanos);
         }
         // The last bit of a chunk leaves when the line has carried it.
         let leaves = start.max(free);

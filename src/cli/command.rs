@@ -52,11 +52,13 @@ fn troubles(status: &Status) -> Result<(), Stop> {
 pub(super) fn events(control: &Path, json: bool) -> Result<(), Stop> {
     let mut client = Client::connect(control)?;
     client.ask(Ask::Events)?;
-    client.patience(None)?;
+    let mut note = |what: &str| eprintln!("repblk events: {what}");
     let mut out = std::io::stdout();
     loop {
-        match client.next(&mut |_| {})? {
+        match client.next(&mut note)? {
             Some(Reply::Event(event)) => {
+                // The daemon has answered with how things are; from here on it speaks when something happens.
+                client.patience(None)?;
                 let text = if json { line(&event)? } else { format!("{}\n", text::event(&event)) };
                 out.write_all(text.as_bytes())?;
                 out.flush()?;
@@ -140,7 +142,7 @@ fn ask(control: &Path, target: &Target, verb: Verb) -> Result<Result<(), Refused
     client.ask(Ask::Do { volume: target.volume.clone(), verb, timeout_ms: target.timeout * 1000 })?;
     match client.last(|what| eprintln!("repblk {}: {what}", verb.name()))? {
         Reply::Done { volume } => {
-            println_if_possible(&format!("volume {volume}: {} done", verb.name()));
+            println_if_possible(&format!("volume {volume}: {} {}", verb.name(), verb.outcome()));
             Ok(Ok(()))
         }
         Reply::Refused(refusal) => Ok(Err(Refused::by_volume(&refusal))),

@@ -352,7 +352,11 @@ impl VolumeHandle {
         let volume = self.name();
         match report {
             Report::Changed { what, old, new, why } => {
-                info!(volume, what, old, new, why, "state changed");
+                if new == "failed" || new == "diverged" {
+                    warn!(volume, what, old, new, why, "state changed");
+                } else {
+                    info!(volume, what, old, new, why, "state changed");
+                }
                 self.link_news.notify_waiters();
                 self.events.tell(volume, Happening::Changed { what, old, new, why });
             }

@@ -5,14 +5,15 @@
 //! they are stable, so that a file of the right name is complete. The volume is not served meanwhile; should it have
 //! changed nevertheless, the machine refuses to give it up (rule `not-saved`).
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::handle::VolumeHandle;
+use crate::condition::Role;
 use crate::units::{BLOCK_SIZE, ByteRange, GenerationId};
 use crate::volume::io::Discard;
 
@@ -20,8 +21,8 @@ use crate::volume::io::Discard;
 pub(super) struct Saved {
     /// For the machine.
     pub(super) discard: Discard,
-    /// For the operator.
-    pub(super) what: String,
+    /// For the operator; nothing if the copy is being served.
+    pub(super) what: Option<String>,
 }
 
 /// Saves what `volume` holds alone in `directory`; `done` counts the bytes.
@@ -30,12 +31,18 @@ pub(super) struct Saved {
 /// A sentence; nothing is left under the final names then.
 pub(super) async fn save(volume: &VolumeHandle, directory: &Path, done: Arc<AtomicU64>) -> Result<Saved, String> {
     let mut dirty = volume.ask_dirty(0).await?;
+    if dirty.role == Role::Primary {
+        // The machine refuses a primary, and nothing needs to be saved for that. Should it have been demoted in this moment, it
+        // refuses as well: so many blocks no volume has.
+        let discard = Discard::Saved { generation: GenerationId::NONE, blocks: u64::MAX };
+        return Ok(Saved { discard, what: None });
+    }
     let (generation, blocks) = (dirty.generation, dirty.blocks);
     let discard = Discard::Saved { generation, blocks };
     if dirty.runs.is_empty() {
         return Ok(Saved {
             discard,
-            what: "this copy holds nothing that the peer may lack; nothing was saved".to_owned(),
+            what: Some("this copy holds nothing that the peer may lack; nothing was saved".to_owned()),
         });
     }
     let mut album = {
@@ -59,7 +66,7 @@ pub(super) async fn save(volume: &VolumeHandle, directory: &Path, done: Arc<Atom
         image.display(),
         image.with_extension("ranges").display()
     );
-    Ok(Saved { discard, what })
+    Ok(Saved { discard, what: Some(what) })
 }
 
 fn check_unchanged(first: (GenerationId, u64), now: (GenerationId, u64)) -> Result<(), String> {
@@ -86,11 +93,14 @@ struct Album {
 impl Album {
     fn new(device: &Path, directory: &Path, name: &str, size: u64) -> Result<Self, String> {
         let open = || -> io::Result<Self> {
-            std::fs::create_dir_all(directory)?;
+            // They hold what the database holds: nobody else is to read them.
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            let create =
+                |path: &Path| OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part(path));
             let path = directory.join(format!("{name}.img"));
-            let image = File::create(part(&path))?;
+            let image = create(&path)?;
             image.set_len(size)?;
-            let ranges = BufWriter::new(File::create(part(&path.with_extension("ranges")))?);
+            let ranges = BufWriter::new(create(&path.with_extension("ranges"))?);
             Ok(Self { device: File::open(device)?, image, ranges, path, finished: false })
         };
         open().map_err(|error| {

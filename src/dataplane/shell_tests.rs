@@ -224,7 +224,7 @@ impl Machine for Script {
     }
 
     fn dirty_runs(&self, _: u64) -> DirtyRuns {
-        DirtyRuns { generation: GenerationId(1), blocks: 0, runs: Vec::new() }
+        DirtyRuns { role: Role::Primary, generation: GenerationId(1), blocks: 0, runs: Vec::new() }
     }
 
     fn snapshot(&self, _: Moment) -> Snapshot {

@@ -152,6 +152,12 @@ impl Book {
         Some((op, self.superblock.encode()))
     }
 
+    /// A superblock that says that this copy is no good one, for the copy that the commit before did not write.
+    pub(crate) fn obituary(&mut self) -> MetaPage {
+        self.superblock.sequence += 1;
+        Superblock { disk: DiskState::Inconsistent, ..self.superblock.clone() }.encode()
+    }
+
     /// The commit is on the disk: what may be done now, in order of the changes.
     pub(crate) fn committed(&mut self) -> Vec<Then> {
         let (_, version) = self.committing.take().expect("a commit was under way");

@@ -8,6 +8,10 @@
 //!   is acknowledged. So the failed copy can never pass for a good one.
 //! - A primary without such a peer answers errors: no copy is left that could serve.
 //! - A secondary tells the primary and parts.
+//!
+//! Where another copy goes on as the good one, the failed copy is recorded as Inconsistent on its own metadata too, if that can still be
+//! written: the *obituary*. So a daemon that is started again, when space was freed or a cable plugged in, does not take it for a good copy,
+//! even if no peer is there to say so. The only copy left is never written off.
 
 use crate::condition::{DiskState, Role};
 use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
@@ -15,7 +19,7 @@ use crate::volume::book::Then;
 use crate::volume::io::{BufSlice, DiskError, Effect, Report, SendBody};
 use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
-use crate::volume::{Effects, Volume};
+use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
 
 /// A primary without a disk is about to go on with its peer's.
@@ -38,6 +42,19 @@ impl Detaching {
     }
 }
 
+/// What to do about a failed disk, in words.
+fn cure(error: DiskError) -> &'static str {
+    const NO_SPACE: i32 = 28;
+    if error.errno == NO_SPACE {
+        "free room where the device lies, then restart this daemon: the peer fills it again"
+    } else {
+        "mend the disk and restart this daemon, or replace it and run `repblk init --force`: the peer fills it again"
+    }
+}
+
+/// The superblock has two.
+const SUPERBLOCK_COPIES: u8 = 2;
+
 impl Volume {
     pub(super) fn fail_local(&mut self, now: Moment, what: &str, error: DiskError, out: &mut Effects) {
         if !self.local_ok {
@@ -47,13 +64,7 @@ impl Volume {
         let old = self.disk();
         // The metadata may be on the failed disk, and a commit may be under way; nothing is written to it any more.
         self.book.change(|superblock| superblock.disk = DiskState::Failed);
-        Self::changed(
-            "disk",
-            old,
-            DiskState::Failed,
-            format!("{what} failed: {error}; replace the disk and run `repblk init` on it"),
-            out,
-        );
+        Self::changed("disk", old, DiskState::Failed, format!("{what} failed: {error}; {}", cure(error)), out);
         self.give_stream_up(out);
         // What it has written and nobody was told yet must not count on it.
         let written: Vec<_> = self
@@ -68,8 +79,16 @@ impl Volume {
             self.copy_lost(segment);
         }
         let errno = u32::try_from(error.errno).unwrap_or(0);
+        self.metadata_ok = what != "metadata";
         match self.role {
             Role::Secondary => {
+                if self
+                    .peers
+                    .iter()
+                    .any(|peer| peer.role == Some(Role::Primary) && peer.disk == Some(DiskState::UpToDate))
+                {
+                    self.write_off();
+                }
                 for peer in self.peer_numbers() {
                     self.send(peer, Message::DiskFailed { errno }, None, out);
                     self.drop_link(now, peer, "this node's disk failed".into(), out);
@@ -97,8 +116,7 @@ impl Volume {
     /// A primary goes on without its own disk, or ends.
     fn detach(&mut self, now: Moment, out: &mut Effects) {
         for peer in self.peer_numbers() {
-            let equal = matches!(self.peer(peer).sync(), Some(Sync::Even | Sync::SourceConfirming));
-            if !equal || self.detaching.is_some() {
+            if !self.peer(peer).holds_everything() || self.detaching.is_some() {
                 self.drop_link(now, peer, "this node's disk failed before the peer had everything".into(), out);
                 continue;
             }
@@ -153,8 +171,29 @@ impl Volume {
     pub(super) fn detached_done(&mut self, peer: PeerNo, generation: GenerationId, out: &mut Effects) {
         if self.detaching.is_some_and(|detaching| (detaching.peer, detaching.generation) == (peer, Some(generation))) {
             self.detaching = None;
+            self.write_off();
             self.release_detached(out);
         }
+    }
+
+    /// Another copy is the good one from now on: this one is to be recorded as Inconsistent.
+    fn write_off(&mut self) {
+        self.obituaries = if self.metadata_ok { SUPERBLOCK_COPIES } else { 0 };
+    }
+
+    /// Writes what is left of the obituary, one copy of the superblock after the other. Nobody waits for it.
+    pub(super) fn pump_obituary(&mut self, out: &mut Effects) {
+        let under_way = self.ops.iter().any(|(_, op)| matches!(op, Op::Superblock | Op::Obituary));
+        if self.obituaries > 0 && !under_way {
+            self.mark(Mark::Obituary);
+            let page = self.book.obituary();
+            let op = self.begin(Op::Obituary);
+            out.push(Effect::MetaCommit { op, pages: vec![page] });
+        }
+    }
+
+    pub(super) fn obituary_written(&mut self, result: Result<(), DiskError>) {
+        self.obituaries = if result.is_ok() { self.obituaries - 1 } else { 0 };
     }
 
     fn release_detached(&mut self, out: &mut Effects) {

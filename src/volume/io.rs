@@ -172,7 +172,7 @@ pub struct PeerView {
 
 /// A failed disk operation. The disk is not used any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("operating system error {errno}")]
+#[error("{}", std::io::Error::from_raw_os_error(self.errno))]
 pub struct DiskError {
     /// The operating system's error number.
     pub errno: i32,
@@ -259,6 +259,8 @@ pub enum Discard {
 /// Blocks that this copy holds and a peer may lack.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DirtyRuns {
+    /// This copy's role.
+    pub role: Role,
     /// This copy's generation.
     pub generation: GenerationId,
     /// How many such blocks there are towards all peers.

@@ -57,6 +57,7 @@ marks! {
     PeerReadWaited = "a read for the peer waited for its stream",
     ReadElsewhere = "a read that failed was tried on the peer",
     Detached = "a primary went on without its disk",
+    Obituary = "a failed copy was written off on its own disk",
     DetachLost = "the peer of a primary without a disk was lost before it had recorded it",
     StoodDown = "a primary stood down",
     Abandoned = "a failed disk ended a change of role",

@@ -96,6 +96,7 @@ impl Volume {
                 out.push(Effect::Answer { ticket, result });
             }
         }
+        self.pump_obituary(out);
     }
 
     fn pump_superblock(&mut self, out: &mut Effects) {
@@ -258,6 +259,10 @@ impl Volume {
         match done {
             Op::LogCommit => self.log_commit = LogCommit::Idle,
             Op::BitmapCommit => self.bitmap_commit = None,
+            Op::Obituary => {
+                self.obituary_written(result);
+                return;
+            }
             _ => {}
         }
         if let Err(error) = result {
@@ -327,7 +332,7 @@ impl Volume {
             Op::PeerRead { peer, connection, id, len } => {
                 self.answer_peer_read((peer, connection), (id, len), result, out)
             }
-            Op::Superblock | Op::LogCommit | Op::BitmapCommit => {
+            Op::Superblock | Op::Obituary | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }
         }

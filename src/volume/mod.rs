@@ -14,6 +14,7 @@
 //! | `source`, `target` | the two sides of a resync |
 //! | `roles` | promote, demote, switchover, shutdown |
 //! | `orders` | promise, take over, stand down: what whoever decides about failover says |
+//! | `copying` | resync, pause, disconnect, as an operator wants them |
 //! | `stability` | flushes and barriers: who has made what stable |
 //! | `metadata` | commits: superblock, activity log, bitmap pages |
 //! | `failure` | the local disk is lost |
@@ -32,6 +33,7 @@
 //! 4. Ranges in flight do not overlap.
 
 mod book;
+mod copying;
 mod exclusion;
 mod failure;
 mod greeting;
@@ -141,6 +143,8 @@ enum Op {
     },
     /// A generation is about to be committed.
     LineageFlush,
+    /// The superblock learns that this copy is no good one.
+    Obituary,
     StreamWrite {
         seq: Seq,
     },
@@ -177,6 +181,10 @@ pub struct Volume {
     blank_log: bool,
     /// The disk is in use.
     local_ok: bool,
+    /// No commit of metadata has failed.
+    metadata_ok: bool,
+    /// Copies of the superblock that are still to say that this copy is no good one.
+    obituaries: u8,
     /// A primary without a disk waits for a peer to record it.
     detaching: Option<failure::Detaching>,
     /// Segments whose local share waits for that.
@@ -296,6 +304,8 @@ impl Volume {
             attached: false,
             attaching: false,
             blank_log,
+            metadata_ok: true,
+            obituaries: 0,
             detaching: None,
             detach_waiting: Vec::new(),
             resume,

@@ -199,6 +199,11 @@ impl Peer {
         }
     }
 
+    /// True when the peer has every block, whether or not it knows that it counts: it can be read from, and gone on with.
+    pub(crate) fn holds_everything(&self) -> bool {
+        matches!(self.sync(), Some(Sync::Even | Sync::SourceConfirming))
+    }
+
     /// True when both copies are known equal and the peer knows it too.
     pub(crate) fn is_even(&self) -> bool {
         matches!(self.sync(), Some(Sync::Even))

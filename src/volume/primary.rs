@@ -364,7 +364,7 @@ impl Volume {
     /// Reads from a peer that holds everything.
     fn read_remotely(&mut self, id: RequestId, out: &mut Effects) {
         let Some(peer) =
-            self.peer_numbers().find(|&peer| self.peer(peer).is_even() && self.peer(peer).cursor.is_some())
+            self.peer_numbers().find(|&peer| self.peer(peer).holds_everything() && self.peer(peer).cursor.is_some())
         else {
             self.reply(id, Err(HostError::Io), None, out);
             return;

@@ -14,7 +14,7 @@ use crate::condition::{Continuity, DiskState, Role};
 use crate::generation::Lineage;
 use crate::units::{Moment, PeerNo, Term, Ticket};
 use crate::volume::book::Then;
-use crate::volume::io::{Command, Discard, Effect, HostError, Refusal, Report};
+use crate::volume::io::{Command, Effect, HostError, Refusal, Report};
 use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::rule::Rule;
@@ -195,6 +195,10 @@ impl Volume {
                 "this node's disk failed",
                 "Promote the other node, then replace the disk",
             ));
+        }
+        if self.disk() == DiskState::Diverged {
+            // Whoever the peer is now: neither its role nor the link is what has to be mended.
+            self.check_copy(force)?;
         }
         for peer in &self.peers {
             let seen = peer.seen.filter(|&(at, view)| now.since(at) <= HEARTBEAT_FRESH && view.role == Role::Primary);
@@ -491,6 +495,11 @@ impl Volume {
             }
             _ => {}
         }
+        if self.role == Role::Secondary && !self.local_ok {
+            // A copy that failed while it was primary must not count for the next one.
+            self.send(peer, Message::DiskFailed { errno: 0 }, None, out);
+            self.drop_link(now, peer, "this node's disk failed".into(), out);
+        }
         if self.role == Role::Secondary
             && self.book.get().was_primary
             && !matches!(self.transition, Transition::Promoting { .. })
@@ -560,7 +569,8 @@ impl Volume {
                     && self.log.len() == 0
                     && self.local_is_flushed()
                     && self.stream_is_stable()
-                    && self.resyncs_rest();
+                    && self.resyncs_rest()
+                    && self.obituaries == 0;
                 // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
                 let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {
@@ -713,82 +723,5 @@ impl Volume {
             Transition::Offering { ticket, peer, .. } if peer == lost => self.offer_lost(ticket, peer, out),
             _ => {}
         }
-    }
-
-    fn resync(&mut self, now: Moment, full: bool, discard: Option<Discard>, out: &mut Effects) -> Result<(), Refusal> {
-        let discard_local = discard.is_some();
-        if discard_local && self.role == Role::Primary {
-            return Err(refusal(
-                Rule::AlreadyPrimary,
-                "this copy is being served",
-                "Demote this node first, or give up the other copy",
-            ));
-        }
-        if self.peers.is_empty() {
-            return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
-        }
-        if discard_local && self.peers.iter().any(super::Peer::is_even) {
-            return Err(refusal(
-                Rule::AlreadyInSync,
-                "this copy and the peer's are equal, so there is nothing to give up",
-                "Use `repblk resync --full` on the primary to copy every block again",
-            ));
-        }
-        if let Some(Discard::Saved { generation, blocks }) = discard
-            && (generation, blocks) != (self.book.get().lineage.current, self.dirty_blocks())
-        {
-            return Err(refusal(
-                Rule::NotSaved,
-                "this copy has changed since its diverged blocks were saved",
-                "Say it again, and they are saved again",
-            ));
-        }
-        for peer in self.peer_numbers() {
-            if discard_local {
-                self.peer_mut(peer).discard = true;
-                self.set_disk(DiskState::Outdated, "its operator gives this copy up", out);
-            }
-            if full {
-                if self.role == Role::Secondary && self.peer(peer).role != Some(Role::Primary) && !discard_local {
-                    let what = "without a primary it is not clear which copy is the good one";
-                    return Err(refusal(
-                        Rule::NoResyncPartner,
-                        what,
-                        "Promote the good one first, or use --discard-local here",
-                    ));
-                }
-                let slot = self.slot(peer);
-                self.peer_mut(peer).bitmap.set_all();
-                self.book.change(|superblock| superblock.peers[slot].full = true);
-            }
-            self.peer_mut(peer).standalone = false;
-            if std::mem::take(&mut self.peer_mut(peer).paused.0) {
-                self.send(peer, Message::Pause { on: false }, None, out);
-            }
-            if self.peer(peer).is_even() && full || discard_local {
-                self.drop_link(now, peer, "the operator asked for a resync; both greet again".into(), out);
-            }
-        }
-        Ok(())
-    }
-
-    fn pause(&mut self, on: bool, out: &mut Effects) -> Result<(), Refusal> {
-        if self.peers.is_empty() {
-            return Err(refusal(Rule::NoResyncPartner, "this volume has no peer", "Configure one"));
-        }
-        for peer in self.peer_numbers() {
-            self.peer_mut(peer).paused.0 = on;
-            self.send(peer, Message::Pause { on }, None, out);
-        }
-        Ok(())
-    }
-
-    fn disconnect(&mut self, now: Moment, out: &mut Effects) -> Result<(), Refusal> {
-        for peer in self.peer_numbers() {
-            self.peer_mut(peer).standalone = true;
-            self.drop_link(now, peer, "the operator disconnected it".into(), out);
-            self.peer_mut(peer).why = "disconnected by the operator; `repblk connect` ends that".into();
-        }
-        Ok(())
     }
 }

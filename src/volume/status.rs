@@ -61,7 +61,7 @@ impl Volume {
             Some(ByteRange::new(start * BLOCK_SIZE, blocks * BLOCK_SIZE))
         };
         let runs = std::iter::from_fn(next).take(runs_max).collect();
-        DirtyRuns { generation: self.book.get().lineage.current, blocks: self.dirty_blocks(), runs }
+        DirtyRuns { role: self.role, generation: self.book.get().lineage.current, blocks: self.dirty_blocks(), runs }
     }
 
     /// Dirty blocks, counted for each peer.

@@ -306,7 +306,7 @@ impl History {
             let open = |&&n: &&u32| self.versions[n as usize].end.at().is_none_or(|end| end > floor);
             let choices = self.sectors[sector].iter().filter(open).count() + usize::from(floor == 0);
             if choices > 1 {
-                let stable = self.stability_of(sector, stamp);
+                let stable = self.stability_of(sector, stamp, floor);
                 let now = self.tick();
                 let number = u32::try_from(self.versions.len()).expect("runs are short");
                 let content = Content::Seen(stamp);
@@ -317,9 +317,12 @@ impl History {
         }
     }
 
-    fn stability_of(&self, sector: usize, stamp: u64) -> u8 {
-        let same = |&&n: &&u32| self.versions[n as usize].stands_in(n, sector) == stamp;
-        self.sectors[sector].iter().filter(same).map(|&n| self.versions[n as usize].stable).fold(0, |a, b| a | b)
+    /// Where what was seen must be stable: one of several versions that look alike may be any of them, but none from before `floor`.
+    fn stability_of(&self, sector: usize, stamp: u64, floor: u64) -> u8 {
+        let versions = self.sectors[sector].iter().map(|&n| (n, &self.versions[n as usize]));
+        let seen =
+            versions.filter(|(n, v)| v.stands_in(*n, sector) == stamp && v.end.at().is_none_or(|end| end > floor));
+        seen.map(|(_, v)| v.stable).reduce(|a, b| a & b).unwrap_or(0)
     }
 }
 

@@ -121,20 +121,22 @@ impl World {
     }
 
     /// An earlier snapshot of the disk takes its place. False when there is none that could be told from the disk: a snapshot
-    /// of the same generation cannot (see `docs/testing.md`).
+    /// of the generation that is in force on either node cannot (see `docs/testing.md`).
     pub(crate) fn replace_by_older(&mut self, node: usize) -> bool {
         let Some((instance, image)) = self.nodes[node].snapshot.take() else { return false };
         if instance != self.nodes[node].instance {
             return false;
         }
-        let generation = |w: &Self| {
+        let generation = |w: &Self, node: usize| {
             let read = w.nodes[node].read_superblock(w.options.data_len);
             read.map(|u| u.superblock.lineage.current).ok()
         };
-        let present = (generation(self), self.nodes[node].disk.image());
+        let in_force = [generation(self, node), generation(self, 1 - node)];
+        let present = self.nodes[node].disk.image();
         self.nodes[node].disk.restore(image);
-        if generation(self) == present.0 || generation(self).is_none() {
-            self.nodes[node].disk.restore(present.1);
+        let older = generation(self, node);
+        if older.is_none() || in_force.contains(&older) {
+            self.nodes[node].disk.restore(present);
             return false;
         }
         trace!(self, Some(node), '!', "the disk is replaced by an older copy of itself");

@@ -3,10 +3,12 @@
 use repblk::condition::DiskState;
 use repblk::volume::Limits;
 use repblk::volume::io::Command;
+use repblk::volume::rule::Rule;
 
 use crate::media::Loss;
 use crate::story::Story;
 use crate::swarm::{MS, Options, SECOND};
+use crate::world::World;
 
 const A: usize = 0;
 const B: usize = 1;
@@ -20,6 +22,7 @@ const SEEDS: &[(u64, &str)] = &[
     (57, "a write that waited for the activity log of a failing disk kept its extent"),
     (166, "a primary without a disk read around what its peer had received and not yet written"),
     (100, "a write that only a failed disk held was acknowledged"),
+    (106_383, "a read was refused while the good copy waited for the end of its resync"),
     (100_241, "a node ended while blocks were read for a resync whose link was lost"),
 ];
 
@@ -29,6 +32,24 @@ fn what_once_failed_does_not_fail_again() {
         if let Err(why) = crate::runner::check(seed, crate::runner::Draw::First) {
             panic!("{name}: {why}");
         }
+    }
+}
+
+/// A disk fails and the other copy goes on; both daemons are killed, and the one with the failed disk starts alone.
+#[test]
+fn a_copy_whose_disk_failed_is_promoted_by_nobody() {
+    for (failing, kind) in [(A, "write"), (A, "flush"), (B, "write"), (B, "flush")] {
+        let mut s = Story::with(500, Options { clients: 2, ..Options::calm() });
+        s.load(200 * MS).w.nodes[failing].disk.fail_next(kind);
+        s.load(300 * MS).idles();
+        s.w.kill(A);
+        s.w.kill(B);
+        s.start(failing);
+        let up = |w: &mut World| w.nodes[failing].disk_is(DiskState::Inconsistent);
+        assert!(s.w.run_until(5 * SECOND, up), "{kind}: it knows that it is no good copy:\n  {}", s.w.summary());
+        let refused = s.promote_unseen(failing).expect_err("the other has what it lacks");
+        assert_eq!(refused.rule, Rule::Inconsistent);
+        s.start(1 - failing).ends();
     }
 }
 

@@ -340,6 +340,38 @@ fn a_promotion_beside_a_living_primary_is_refused() {
 }
 
 #[test]
+fn a_resync_is_no_way_around_a_disconnect() {
+    let mut s = Story::begin(18);
+    s.load(200 * MS);
+    assert_eq!(s.tell(B, Command::Disconnect), Ok(()));
+    s.load(200 * MS);
+    for full in [false, true] {
+        let refused = s.tell(B, Command::Resync { full, discard: None }).expect_err("an operator keeps them apart");
+        assert_eq!(refused.rule, Rule::NotConnected);
+    }
+    assert_eq!(s.disk(B), Some(DiskState::Outdated));
+    assert_eq!(s.tell(B, Command::Connect), Ok(()));
+    s.ends();
+}
+
+#[test]
+fn a_primary_with_a_failed_disk_hands_over_and_does_not_count() {
+    let mut s = Story::begin(19);
+    s.load(200 * MS).w.nodes[A].disk.fail_next("write");
+    s.load(300 * MS);
+    assert_eq!(s.disk(A), Some(DiskState::Failed));
+    assert_eq!(s.tell(A, Command::Switchover), Ok(()));
+    s.wait(300 * MS);
+    assert_eq!((s.role(A), s.role(B)), (Some(Role::Secondary), Some(Role::Primary)));
+    let established = |w: &World| {
+        let snapshot = w.nodes[B].snapshot(w.now).expect("it runs");
+        snapshot.peers.iter().any(|peer| peer.replication == "established")
+    };
+    assert!(!established(&s.w), "a failed copy is not counted:\n  {}", s.w.summary());
+    s.ends();
+}
+
+#[test]
 fn of_two_promotions_at_the_ends_of_a_star_one_succeeds() {
     // The two have no link to each other and ask for the same term: only the node between them can tell who comes first.
     for seed in 1..=12 {

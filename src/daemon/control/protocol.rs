@@ -148,6 +148,16 @@ impl Verb {
         }
     }
 
+    /// What is true when the volume has answered.
+    #[must_use]
+    pub fn outcome(self) -> &'static str {
+        match self {
+            // These go on for as long as they take, as `status` shows.
+            Self::Resync { .. } | Self::Connect => "begun",
+            _ => "done",
+        }
+    }
+
     /// What it may have to wait for.
     #[must_use]
     pub fn waits_for(self) -> &'static str {

@@ -223,8 +223,10 @@ impl ControlDesk {
         loop {
             match timeout_at(end.min(Instant::now() + PATIENCE), &mut saving).await {
                 Ok(Ok(saved)) => {
-                    info!(volume = volume.name(), "{}", saved.what);
-                    self.say(writer, Reply::Waiting(saved.what)).await?;
+                    if let Some(what) = saved.what {
+                        info!(volume = volume.name(), "{what}");
+                        self.say(writer, Reply::Waiting(what)).await?;
+                    }
                     return Ok(Ok(saved.discard));
                 }
                 Ok(Err(why)) => {
