@@ -20,6 +20,7 @@
 //! | 2 | [`volume`] | machine: one volume on one node; everything that decides about data |
 //! | 2 | [`attach`] | machine: one device that follows a volume from node to node |
 //! | 3 | [`failover`] | machine: when to promote, when to go on alone, when to stop |
+//! | 4 | [`tls`] | shell: certificates, and who the other side is |
 //! | 4 | [`dataplane`] | shell: one thread for each volume, its disk and its sockets |
 //! | 4 | [`daemon`] | shell: configuration, negotiation, links, control |
 //! | 4 | [`follower`] | shell: `repblk attach` on the database host |
@@ -68,6 +69,7 @@ pub mod follower;
 pub mod generation;
 pub mod meta;
 pub mod nbd;
+pub mod tls;
 pub mod units;
 pub mod volume;
 pub mod wire;

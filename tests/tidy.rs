@@ -22,13 +22,19 @@ const ROOMS: &[(u8, &str)] = &[
     (4, "daemon"),
     (4, "dataplane"),
     (4, "follower"),
+    (4, "tls"),
     (5, "cli"),
     (6, "main"),
 ];
 
 /// Rooms of one rank that may use each other, in this direction.
-const BESIDE: &[(&str, &str)] =
-    &[("generation", "units"), ("condition", "units"), ("daemon", "dataplane"), ("follower", "daemon")];
+const BESIDE: &[(&str, &str)] = &[
+    ("generation", "units"),
+    ("condition", "units"),
+    ("daemon", "dataplane"),
+    ("follower", "daemon"),
+    ("daemon", "tls"),
+];
 
 /// Rooms that must not meet although the ranks would allow it.
 const APART: &[(&str, &str)] = &[("volume", "nbd"), ("failover", "nbd")];

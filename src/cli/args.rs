@@ -9,6 +9,7 @@ use super::exit;
 use crate::daemon::config::DEFAULT_PATH;
 use crate::daemon::logs::LogFormat;
 use crate::follower::DEFAULT_FOLDER;
+use crate::tls::{AUTHORITY_DAYS, NODE_DAYS};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -221,6 +222,15 @@ SIGTERM, goes on where it was when it is started again.")]
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Make and renew the keys with which nodes prove who they are
+    #[command(after_long_help = "\
+Keys are kept in the folder that [security] names, /etc/repblk/keys if it names none. `init` makes everything, on one host; what it prints \
+says which files to copy to which node. Running daemons take up renewed files by themselves.")]
+    Cert {
+        /// What to do with them
+        #[command(subcommand)]
+        command: CertCommand,
+    },
     /// Write a completion script for a shell to standard output
     Completions {
         /// The shell
@@ -233,6 +243,48 @@ SIGTERM, goes on where it was when it is started again.")]
 pub(super) enum ConfigCommand {
     /// Say whether it is right, and what it means
     Check,
+}
+
+/// What to do with the keys.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(super) enum CertCommand {
+    /// Make the cluster's authority and secret, and a certificate for each node of the configuration
+    Init {
+        /// Days that the certificates of nodes are valid
+        #[arg(long, default_value_t = NODE_DAYS, value_parser = days())]
+        days: u32,
+    },
+    /// Make a certificate for one node, or for an NBD client
+    Issue {
+        /// The node or client
+        name: String,
+        /// For an NBD client
+        #[arg(long)]
+        client: bool,
+        /// A further name or IP address under which NBD clients reach the node
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        /// Days that it is valid
+        #[arg(long, default_value_t = NODE_DAYS, value_parser = days())]
+        days: u32,
+    },
+    /// Make certificates anew, with new keys, for whom they were
+    Renew {
+        /// Whose; all when left out
+        name: Option<String>,
+        /// Make a new secret of the cluster, too
+        #[arg(long)]
+        secret: bool,
+        /// Days that they are valid
+        #[arg(long, default_value_t = NODE_DAYS, value_parser = days())]
+        days: u32,
+    },
+    /// Show what there is, and until when it is valid
+    Show,
+}
+
+fn days() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(AUTHORITY_DAYS))
 }
 
 /// On or off.

@@ -101,7 +101,7 @@ pub(super) fn check(place: &Place) -> Result<(), Stop> {
 
 fn summary(config: &Config) -> String {
     let list = |items: Vec<String>| if items.is_empty() { "nowhere".to_owned() } else { items.join(", ") };
-    let mut text = format!("cluster {}\n{}", config.cluster, arbiter(config));
+    let mut text = format!("cluster {}\nsecurity: {}\n{}", config.cluster, config.security.meaning(), arbiter(config));
     for node in &config.nodes {
         let heartbeat = list(node.heartbeat.iter().map(ToString::to_string).collect());
         let nbd = list(node.nbd.iter().map(ToString::to_string).collect());
@@ -161,7 +161,7 @@ mod tests {
         let text = include_str!("../../docs/repblk.example.toml");
         let config = Config::parse(text, std::path::Path::new("example")).expect("the example is right");
         let summary = summary(&config);
-        assert!(summary.starts_with("cluster plant7\narbiter etcd: at most one node"), "{summary}");
+        assert!(summary.starts_with("cluster plant7\nsecurity: TLS between the nodes"), "{summary}");
         assert!(summary.contains("\nnode alpha: data link 10.0.0.1:7789, heartbeat"), "{summary}");
         assert!(summary.contains("no sooner than 5510 ms"), "{summary}");
         assert!(summary.contains("volume mes: sync: "), "{summary}");

@@ -6,6 +6,7 @@
 
 mod args;
 mod attach;
+mod cert;
 mod client;
 mod command;
 mod exit;
@@ -49,6 +50,7 @@ fn execute(cli: Cli) -> Result<(), Stop> {
         Command::Init { volume, force, adopt } => return local::init(&place, volume.as_deref(), force, adopt),
         Command::Serve { log_format, log_level } => return local::serve(&place, log_format, &log_level),
         Command::Config { command: ConfigCommand::Check } => return local::check(&place),
+        Command::Cert { command } => return cert::cert(&place, command),
         Command::Completions { shell } => return completions(shell),
         Command::Attach { volume, status: true, json, folder, .. } => {
             return attach::status(&place, volume.as_deref(), &folder, json);

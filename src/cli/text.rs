@@ -17,6 +17,21 @@ pub(super) fn status(status: &Status) -> String {
             let _ = write!(text, ", arbiter {arbiter}\n{}\n", status.guarantee);
         }
     }
+    let security = &status.security;
+    match (security.mode.as_str(), &security.certificate_until) {
+        ("insecure", _) => text.push_str("INSECURE: nothing between the nodes is encrypted or authenticated\n"),
+        (_, Some(until)) => {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "TLS between the nodes, certificate until {until}");
+        }
+        _ => {}
+    }
+    if let Some(warning) = &security.warning {
+        let _ = writeln!(text, "WARNING: {warning}");
+    }
+    if security.heartbeats_forged > 0 {
+        let _ = writeln!(text, "{} heartbeats were forged, and not believed", security.heartbeats_forged);
+    }
     for volume in &status.volumes {
         text.push('\n');
         text.push_str(&self::volume(volume));

@@ -124,7 +124,8 @@ impl ExportDesk {
         }
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let socket = stream.into_socket().map_err(|error| error.to_string())?;
-        let client = Client { session, socket, manners, leftover, from: from.to_owned() };
+        let line = socket.into();
+        let client = Client { session, line, manners, leftover, from: from.to_owned() };
         volume.adopt_client(client, place)?;
         info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, "NBD client connected");
         Ok(())

@@ -4,7 +4,6 @@
 //! control plane with it.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::config::{CopySpec, VolumeSpec};
 use super::events::{EventHub, Happening, ResyncEvent};
 use super::failover;
 use super::status::{millis, part, percent, rate};
+use crate::dataplane::Negotiated;
 use crate::dataplane::mailbox::{ClientManners, Letter, News, State};
 use crate::units::{ClusterId, ConnectionId, DiskInstance, Moment, PeerNo, SessionId, Ticket, VolumeId};
 use crate::volume::io::{Command, DirtyRuns, Refusal, Report, ResyncView};
@@ -60,7 +60,7 @@ pub(super) struct VolumeHandle {
 /// A client that has finished its negotiation; as [`Letter::AdoptClient`].
 pub(super) struct Client {
     pub(super) session: SessionId,
-    pub(super) socket: OwnedFd,
+    pub(super) line: Negotiated,
     pub(super) manners: ClientManners,
     pub(super) leftover: Vec<u8>,
     pub(super) from: String,
@@ -279,7 +279,7 @@ impl VolumeHandle {
         peer: PeerNo,
         connection: ConnectionId,
         instance: DiskInstance,
-        socket: OwnedFd,
+        line: Negotiated,
     ) -> Result<(), String> {
         // Noted first: the news that it is closed again may come at any time after the letter.
         let again = {
@@ -294,7 +294,7 @@ impl VolumeHandle {
         } else {
             info!(volume = self.name(), peer = name, "link established");
         }
-        if let Err(why) = self.post(Letter::AdoptLink { peer, connection, instance, socket }) {
+        if let Err(why) = self.post(Letter::AdoptLink { peer, connection, instance, line }) {
             self.book().links.remove(&peer);
             return Err(why);
         }
@@ -308,9 +308,9 @@ impl VolumeHandle {
     /// # Errors
     /// As [`VolumeHandle::post`].
     pub(super) fn adopt_client(&self, client: Client, place: OwnedSemaphorePermit) -> Result<(), String> {
-        let Client { session, socket, manners, leftover, from } = client;
+        let Client { session, line, manners, leftover, from } = client;
         self.book().clients.insert(session, place);
-        let letter = Letter::AdoptClient { session, socket, manners, leftover, from: from.clone() };
+        let letter = Letter::AdoptClient { session, line, manners, leftover, from: from.clone() };
         if let Err(why) = self.post(letter) {
             self.book().clients.remove(&session);
             return Err(why);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::stream::explain;
 use crate::wire::hello::{self, Hello, HelloError};
 
 /// Longest time for the whole exchange.
@@ -21,8 +22,11 @@ pub(super) const EXCHANGE_TIME: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExchangeError {
     /// The connection failed.
-    #[error("the connection failed during the hello: {0}")]
+    #[error("the connection failed during the hello: {}", explain(.0))]
     Io(#[from] std::io::Error),
+    /// The other side did not prove who it is, or does not believe this one.
+    #[error("{0}")]
+    Distrust(String),
     /// The other side is too slow.
     #[error("the other side did not finish its hello within {} s", EXCHANGE_TIME.as_secs())]
     Slow,
@@ -51,10 +55,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     within_time(async {
-        stream.write_all(&mine.encode()).await?;
+        send(stream, mine).await?;
         let theirs = receive(stream).await?;
         match judge(mine, &theirs, Some(peer)) {
-            Ok(()) => stream.write_all(&mine.encode()).await?,
+            Ok(()) => send(stream, mine).await?,
             Err(why) => return refuse(stream, mine, why).await,
         }
         Ok(theirs)
@@ -85,7 +89,7 @@ where
         if let Err(why) = judge(&mine, &theirs, None) {
             return refuse(stream, &mine, why).await;
         }
-        stream.write_all(&mine.encode()).await?;
+        send(stream, &mine).await?;
         let again = receive(stream).await?;
         if again != theirs {
             return Err(ExchangeError::Refused("its second hello differs from its first".to_owned()));
@@ -113,12 +117,18 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Exchange
     }
 }
 
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, hello: &Hello) -> std::io::Result<()> {
+    stream.write_all(&hello.encode()).await?;
+    // What is encrypted may wait in memory.
+    stream.flush().await
+}
+
 async fn refuse<S: AsyncWrite + Unpin, T>(stream: &mut S, mine: &Hello, why: String) -> Result<T, ExchangeError> {
     /// Bytes of a reason that surely fit into a hello beside three names.
     const REASON_LEN_MAX: usize = 600;
     let end = (0..=why.len().min(REASON_LEN_MAX)).rev().find(|&end| why.is_char_boundary(end)).unwrap_or(0);
     let refusal = Hello { refusal: why[..end].to_owned(), ..mine.clone() };
-    stream.write_all(&refusal.encode()).await?;
+    send(stream, &refusal).await?;
     // The other side reads it before it sees the end; what it still sends is of no interest.
     stream.shutdown().await?;
     Err(ExchangeError::Refused(why))

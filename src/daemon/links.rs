@@ -3,23 +3,33 @@
 //! Of two nodes the one whose name sorts first dials, the other accepts. A new link takes the place of an old one only
 //! after both hellos were accepted, so that a stranger cannot cut a good link. The same refusal is logged once, not at
 //! each retry.
+//!
+//! With keys, TLS comes before the hello, and a node is who its certificate says: an address proves nothing. Who does not finish a handshake
+//! keeps nobody out: it sits in a lobby, and loses its seat to newcomers.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tracing::warn;
 
 use super::config::{Config, Node};
 use super::handle::VolumeHandle;
 use super::hello_exchange::{self, ExchangeError};
 use super::identity::random_u64;
+use super::lobby::Lobby;
+use super::security::Guard;
+use super::stream::{Stream, explain};
+use crate::dataplane::Negotiated;
+use crate::tls::LINK_PROTOCOL;
 use crate::units::{ClusterId, DiskInstance, PeerNo, VolumeId};
 use crate::wire::Hello;
 
@@ -28,8 +38,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A link that held so long was good: the next attempt starts without delay.
 const GOOD_LINK: Duration = Duration::from_secs(5);
-/// Hellos being exchanged at one time; a flood of strangers waits in the kernel's queue.
-const ACCEPTING_MAX: usize = 16;
+/// Longest time for the handshake of TLS.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(3);
+/// Handshakes and hellos at one time.
+const LOBBY_SEATS: usize = 64;
 
 /// True when `me` dials `peer`, and not the other way round.
 pub(super) fn dials(me: &str, peer: &str) -> bool {
@@ -37,7 +49,12 @@ pub(super) fn dials(me: &str, peer: &str) -> bool {
 }
 
 /// Keeps a link to one peer, for ever.
-pub(super) async fn keep_dialling(volume: Arc<VolumeHandle>, me: Node, cluster: String, peer: Node) {
+pub(super) async fn keep_dialling(
+    volume: Arc<VolumeHandle>,
+    (me, cluster): (Node, String),
+    peer: Node,
+    guard: Arc<Guard>,
+) {
     let Some(slot) = volume.peer_no(&peer.name) else { return };
     let mut backoff = BACKOFF_MIN;
     let mut log = OncePerChange::default();
@@ -47,7 +64,7 @@ pub(super) async fn keep_dialling(volume: Arc<VolumeHandle>, me: Node, cluster: 
             return;
         }
         if !volume.has_link(slot) && takes_links(&volume, slot).await.is_ok() {
-            match dial(&volume, slot, &me, &cluster, &peer).await {
+            match dial(&volume, slot, (&me, &cluster), &peer, &guard).await {
                 Ok(()) => log.clear(),
                 Err(why) => {
                     log.tell(&volume.spec.name, &peer.name, &why);
@@ -64,17 +81,54 @@ pub(super) async fn keep_dialling(volume: Arc<VolumeHandle>, me: Node, cluster: 
     }
 }
 
-async fn dial(volume: &VolumeHandle, slot: PeerNo, me: &Node, cluster: &str, peer: &Node) -> Result<(), String> {
+async fn dial(
+    volume: &VolumeHandle,
+    slot: PeerNo,
+    (me, cluster): (&Node, &str),
+    peer: &Node,
+    guard: &Guard,
+) -> Result<(), String> {
     let mine = own_hello(volume, me, cluster)?;
-    let mut stream = match timeout(CONNECT_TIME, connect(me.data, peer.data)).await {
+    let stream = match timeout(CONNECT_TIME, connect(me.data, peer.data)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(format!("cannot connect to {}: {error}", peer.data)),
         Err(_) => {
             return Err(format!("cannot connect to {}: no answer within {} s", peer.data, CONNECT_TIME.as_secs()));
         }
     };
+    let mut stream = encrypt(stream, &peer.name, guard).await.map_err(|error| error.to_string())?;
     let theirs = hello_exchange::dial(&mut stream, &mine, &peer.name).await.map_err(|error| error.to_string())?;
     adopt(volume, slot, &mine, &theirs, stream).map_err(|error| format!("the socket cannot be handed over: {error}"))
+}
+
+/// Makes the handshake of TLS with the node called `peer`, if there are keys.
+async fn encrypt(stream: TcpStream, peer: &str, guard: &Guard) -> Result<Stream<TcpStream>, ExchangeError> {
+    let Some(keys) = guard.keys() else { return Ok(Stream::Plain(stream)) };
+    let connector = TlsConnector::from(keys.dialler(peer).map_err(ExchangeError::Distrust)?);
+    let name = ServerName::try_from("node").expect("a name; the certificate names the node in its own way");
+    let stream = handshake(peer, connector.connect(name, stream)).await?;
+    checked(TlsStream::from(stream))
+}
+
+/// Waits for a handshake.
+async fn handshake<T>(who: &str, shaking: impl Future<Output = std::io::Result<T>>) -> Result<T, ExchangeError> {
+    match timeout(HANDSHAKE_TIME, shaking).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => Err(ExchangeError::Distrust(format!(
+            "{who} ended the connection within the handshake of TLS: it has no keys configured, or does not believe this node; \
+             its log says which"
+        ))),
+        Ok(Err(error)) => Err(ExchangeError::Distrust(format!("{who}: {}", explain(&error)))),
+        Err(_) => Err(ExchangeError::Slow),
+    }
+}
+
+/// A handshake was for a data link, and for nothing else that a certificate of this cluster is good for.
+fn checked(stream: TlsStream<TcpStream>) -> Result<Stream<TcpStream>, ExchangeError> {
+    match stream.get_ref().1.alpn_protocol() {
+        Some(LINK_PROTOCOL) => Ok(Stream::Tls(Box::new(stream))),
+        _ => Err(ExchangeError::Distrust("it speaks TLS, and not for a data link".to_owned())),
+    }
 }
 
 /// Connects from this node's own address of the data link, so that mirrored writes never take another network.
@@ -92,11 +146,11 @@ pub(super) async fn keep_accepting(
     volumes: Vec<Arc<VolumeHandle>>,
     me: Node,
     config: Arc<Config>,
+    guard: Arc<Guard>,
 ) {
-    let places = Arc::new(Semaphore::new(ACCEPTING_MAX));
+    let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
     let log = Arc::new(Mutex::new(BTreeMap::<String, OncePerChange>::new()));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -107,9 +161,10 @@ pub(super) async fn keep_accepting(
             }
         };
         let (volumes, me, config, log) = (volumes.clone(), me.clone(), Arc::clone(&config), Arc::clone(&log));
+        let (lobby, guard) = (Arc::clone(&lobby), Arc::clone(&guard));
         tokio::spawn(async move {
-            let outcome = accept(stream, &volumes, &me, &config).await;
-            drop(place);
+            let seated = lobby.seat(accept(stream, &volumes, &me, &config, &guard)).await;
+            let outcome = seated.unwrap_or(Err(ExchangeError::Slow));
             let from = from.ip().to_string();
             let mut log = log.lock().expect("nobody panics with the log in hand");
             // A scan from many addresses must not grow this for ever.
@@ -126,12 +181,32 @@ pub(super) async fn keep_accepting(
 }
 
 async fn accept(
-    mut stream: TcpStream,
+    stream: TcpStream,
     volumes: &[Arc<VolumeHandle>],
     me: &Node,
     config: &Config,
+    guard: &Guard,
 ) -> Result<(), ExchangeError> {
-    let answer = async |theirs: Hello| find(&theirs, volumes, me, config).await;
+    let (mut stream, proved) = match guard.keys() {
+        None => (Stream::Plain(stream), None),
+        Some(keys) => {
+            let stream = handshake("the dialling node", TlsAcceptor::from(keys.acceptor()).accept(stream)).await?;
+            let proved = keys.node_of(stream.get_ref().1.peer_certificates());
+            let proved =
+                proved.ok_or_else(|| ExchangeError::Distrust("it shows no certificate of a node".to_owned()))?;
+            (checked(TlsStream::from(stream))?, Some(proved))
+        }
+    };
+    let answer = async |theirs: Hello| {
+        let (mine, found) = find(&theirs, volumes, me, config).await?;
+        match proved {
+            Some(name) if name != theirs.node => {
+                let why = format!("its certificate is that of node {name:?}, and its hello that of {:?}", theirs.node);
+                Err(Box::new((mine, why)))
+            }
+            _ => Ok((mine, found)),
+        }
+    };
     let (mine, theirs, (volume, slot)) = hello_exchange::accept(&mut stream, answer).await?;
     adopt(&volume, slot, &mine, &theirs, stream)?;
     Ok(())
@@ -216,12 +291,20 @@ fn own_hello(volume: &VolumeHandle, me: &Node, cluster: &str) -> Result<Hello, S
     })
 }
 
-fn adopt(volume: &VolumeHandle, slot: PeerNo, mine: &Hello, theirs: &Hello, stream: TcpStream) -> std::io::Result<()> {
+fn adopt(
+    volume: &VolumeHandle,
+    slot: PeerNo,
+    mine: &Hello,
+    theirs: &Hello,
+    stream: Stream<TcpStream>,
+) -> std::io::Result<()> {
+    let (stream, tls) = stream.into_parts();
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     let socket: OwnedFd = stream.into_std()?.into();
-    volume.adopt_link(slot, mine.connection(theirs), theirs.instance, socket).map_err(std::io::Error::other)
+    let line = Negotiated { socket, tls };
+    volume.adopt_link(slot, mine.connection(theirs), theirs.instance, line).map_err(std::io::Error::other)
 }
 
 /// Between half and all of `backoff`, so that two nodes do not keep step.

@@ -5,6 +5,7 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
+mod beat_path;
 pub mod config;
 pub mod control;
 pub mod events;
@@ -20,11 +21,13 @@ mod lobby;
 pub mod logs;
 mod printable;
 mod saved;
+pub mod security;
 mod serve;
 pub mod signature;
 pub(crate) mod sockets;
 mod start;
 pub mod status;
+mod stream;
 
 use crate::condition::Mode;
 

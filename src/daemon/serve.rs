@@ -10,7 +10,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::config::{Config, NbdAddress, Node};
+use super::beat_path::BeatPaths;
+use super::config::{Config, NbdAddress, Node, Security};
 use super::control::server::{ControlDesk, LOBBY_SEATS, OPEN_MAX};
 use super::events::EventHub;
 use super::exports::ExportDesk;
@@ -19,6 +20,7 @@ use super::handle::VolumeHandle;
 use super::heartbeat::{Ear, Heartbeat};
 use super::identity::random_u64;
 use super::lobby::Lobby;
+use super::security::Guard;
 use super::sockets::{self, UnixSocket};
 use super::start::{self, Started};
 use super::{links, promise};
@@ -99,6 +101,8 @@ impl Daemon {
         let listeners = Listeners::bind(&me)?;
         let incarnation = random_u64().map_err(|error| format!("no random number can be had: {error}"))?;
         let events = EventHub::new(&me.name);
+        let guard = Guard::new(&config, &me)?;
+        let paths = Arc::new(BeatPaths::new(&config, &me, &listeners.heartbeat, incarnation, &guard));
         let mut started = Vec::new();
         for (spec, copy) in config.volumes_of(&me.name) {
             started.push(start::start(&config, &me, spec, copy, events.clone())?);
@@ -114,22 +118,24 @@ impl Daemon {
             volumes.push(handle);
             mailboxes.push(mailbox);
         }
-        let around = Surroundings {
-            config: Arc::clone(&config),
-            me: me.clone(),
-            sockets: listeners.heartbeat.clone(),
-            incarnation,
-        };
+        let around =
+            Surroundings { config: Arc::clone(&config), me: me.clone(), paths: Arc::clone(&paths), incarnation };
         let posts = volumes.iter().map(|volume| failover::start(&around, volume, &mut services));
         let posts = posts.collect::<Result<Vec<Post>, String>>()?;
         let mut daemon = Self { me, volumes, posts, mailboxes, doors: Vec::new(), services, terminate, interrupt };
-        daemon.open(&config, listeners, events, incarnation);
+        daemon.open(&config, listeners, events, (incarnation, paths, guard));
         daemon.greet(&config);
         Ok(daemon)
     }
 
     /// Starts everything that listens or speaks.
-    fn open(&mut self, config: &Arc<Config>, listeners: Listeners, events: EventHub, incarnation: u64) {
+    fn open(
+        &mut self,
+        config: &Arc<Config>,
+        listeners: Listeners,
+        events: EventHub,
+        (incarnation, paths, guard): (u64, Arc<BeatPaths>, Arc<Guard>),
+    ) {
         let Listeners { control, data, nbd_unix, nbd_tcp, heartbeat } = listeners;
         let (me, volumes) = (self.me.clone(), self.volumes.clone());
         let ear = Arc::new(Ear::new(config.heartbeat_interval));
@@ -139,6 +145,7 @@ impl Daemon {
             volumes: volumes.clone(),
             posts: self.posts.clone(),
             ear: Arc::clone(&ear),
+            guard: Arc::clone(&guard),
             events,
             lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
             open: Semaphore::new(OPEN_MAX),
@@ -151,11 +158,15 @@ impl Daemon {
             ear,
             incarnation,
             posts: self.posts.clone(),
+            paths: Arc::clone(&paths),
+            guard: Arc::clone(&guard),
         });
+        self.services.push(tokio::spawn(Arc::clone(&guard).keep_warning()));
+        self.services.push(tokio::spawn(paths.keep_secrets(Arc::clone(&guard))));
         for (path, socket) in heartbeat.iter().enumerate() {
             self.services.push(tokio::spawn(Arc::clone(&beats).keep_listening(path, Arc::clone(socket))));
         }
-        self.services.push(tokio::spawn(beats.keep_sending(heartbeat)));
+        self.services.push(tokio::spawn(beats.keep_sending()));
         let exports = ExportDesk::new(volumes.clone(), Arc::clone(config), &me.name);
         for socket in nbd_unix {
             self.doors.push(tokio::spawn(Arc::clone(&exports).keep_accepting_unix(socket)));
@@ -166,11 +177,12 @@ impl Daemon {
         for volume in &volumes {
             for peer in volume.peers.iter().filter(|peer| links::dials(&me.name, peer)) {
                 let Some(peer) = config.node(peer).cloned() else { continue };
-                let dialling = links::keep_dialling(Arc::clone(volume), me.clone(), config.cluster.clone(), peer);
+                let who = (me.clone(), config.cluster.clone());
+                let dialling = links::keep_dialling(Arc::clone(volume), who, peer, Arc::clone(&guard));
                 self.doors.push(tokio::spawn(dialling));
             }
         }
-        self.doors.push(tokio::spawn(links::keep_accepting(data, volumes, me, Arc::clone(config))));
+        self.doors.push(tokio::spawn(links::keep_accepting(data, volumes, me, Arc::clone(config), guard)));
     }
 
     fn greet(&self, config: &Config) {
@@ -181,6 +193,10 @@ impl Daemon {
             warn!(arbiter = arbiter.word(), "{guarantee}");
         } else {
             info!(arbiter = arbiter.word(), "{guarantee}");
+        }
+        match &config.security {
+            Security::Insecure => warn!("{}", config.security.meaning()),
+            Security::Keys(_) | Security::Loopback => info!("{}", config.security.meaning()),
         }
         for volume in &self.volumes {
             let mode = volume.spec.mode;

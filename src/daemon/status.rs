@@ -11,6 +11,7 @@ use crate::volume::io::{PeerSnapshot, ResyncView, Snapshot};
 
 use super::events::now_ms;
 use super::failover::look::FailoverStatus;
+use super::security::SecurityStatus;
 
 /// Number of this schema.
 pub const SCHEMA: u32 = 1;
@@ -32,6 +33,9 @@ pub struct Status {
     pub arbiter: String,
     /// What that guarantees, as a sentence.
     pub guarantee: String,
+    /// Keys, and what was not believed.
+    #[serde(default)]
+    pub security: SecurityStatus,
     /// The volumes of which this node holds a copy.
     pub volumes: Vec<VolumeStatus>,
 }

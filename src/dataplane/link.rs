@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, TcpKeepalive};
 
+use super::line::{Line, Negotiated};
 use super::outbox::Outbox;
 use super::pool::{Area, Pool};
 use super::receiver::{Body, CHUNK_LEN, Received, Receiver};
@@ -44,7 +45,7 @@ pub(super) struct Link {
     pub(super) connection: ConnectionId,
     /// Names the link towards epoll.
     pub(super) token: u64,
-    pub(super) socket: Socket,
+    pub(super) line: Line,
     /// The socket may have bytes to read.
     pub(super) readable: bool,
     /// The peer has ended: the end is still to be read, and no event will say so again.
@@ -67,14 +68,15 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A link on a non-blocking socket.
-    pub(super) fn new(peer: PeerNo, connection: ConnectionId, token: u64, socket: Socket) -> Self {
-        tune(&socket);
+    /// A link; its socket is made non-blocking by whoever watches it.
+    pub(super) fn new(peer: PeerNo, connection: ConnectionId, token: u64, negotiated: Negotiated) -> Self {
+        let line = Line::new(negotiated, CHUNK_LEN);
+        tune(line.socket());
         Self {
             peer,
             connection,
             token,
-            socket,
+            line,
             readable: true,
             ending: false,
             writable: true,
@@ -97,7 +99,7 @@ impl Link {
 
     /// True when nothing waits to be sent.
     pub(super) fn is_flushed(&self) -> bool {
-        self.outbox.is_empty()
+        self.outbox.is_empty() && self.line.is_flushed()
     }
 
     /// Receives once; the bytes that came.
@@ -110,7 +112,7 @@ impl Link {
             self.starved = Some(pool.frees(Area::Links));
             return Ok(0);
         }
-        match self.receiver.receive(&self.socket, pool, CHUNK_LEN, false) {
+        match self.receiver.receive(&mut self.line, pool, CHUNK_LEN, false) {
             Ok(Received::Bytes { count, drained }) => {
                 self.readable = !drained || self.ending;
                 Ok(count)
@@ -191,17 +193,23 @@ impl Link {
     /// Why the link is over.
     pub(super) fn flush(&mut self, pool: &mut Pool) -> Result<usize, String> {
         let mut sent = 0;
-        if !self.outbox.is_empty() && self.writable {
-            sent = self.outbox.flush(&self.socket, pool).map_err(|e| format!("sending to the peer failed: {e}"))?;
-            self.writable = self.outbox.is_empty();
+        if !self.is_flushed() && self.writable {
+            sent = self.outbox.flush(&mut self.line, pool).map_err(|e| format!("sending to the peer failed: {e}"))?;
+            self.writable = self.is_flushed();
         }
         if self.outbox.queued() > QUEUED_MAX {
             return Err(format!("more than {} MiB wait to be sent; the peer does not keep up", QUEUED_MAX >> 20));
         }
-        if self.closing.is_some() && self.outbox.is_empty() && !self.ended {
+        if self.closing.is_some() && self.is_flushed() && !self.ended {
             self.ended = true;
+            self.line.say_goodbye();
+            // One that finds no room is done without: the stream ends with whole frames anyway.
+            let _ = self.line.flush();
             // Only the end of what we send: closing at once would reset the connection under what is on its way.
-            self.socket.shutdown(std::net::Shutdown::Write).map_err(|e| format!("ending the link failed: {e}"))?;
+            self.line
+                .socket()
+                .shutdown(std::net::Shutdown::Write)
+                .map_err(|e| format!("ending the link failed: {e}"))?;
         }
         Ok(sent)
     }

@@ -5,13 +5,13 @@
 //! tried again at the next turn.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::line::Negotiated;
 use super::sys::EventFd;
 use crate::units::{ConnectionId, DiskInstance, GenerationId, Moment, PeerNo, SessionId, Ticket};
 use crate::volume::io::{Command, DirtyRuns, PeerView, Refusal, Report, Snapshot, Standing};
@@ -42,8 +42,8 @@ pub enum Letter {
     AdoptClient {
         /// Its number.
         session: SessionId,
-        /// The connected socket (TCP or Unix).
-        socket: OwnedFd,
+        /// The connection (TCP or Unix).
+        line: Negotiated,
         /// What was negotiated.
         manners: ClientManners,
         /// Bytes that were read beyond the negotiation.
@@ -59,8 +59,8 @@ pub enum Letter {
         connection: ConnectionId,
         /// Identity of the peer's copy.
         instance: DiskInstance,
-        /// The connected socket.
-        socket: OwnedFd,
+        /// The connection.
+        line: Negotiated,
     },
     /// An operator's or the daemon's command; its answer comes as [`News::Answer`].
     Command {

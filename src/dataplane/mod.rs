@@ -14,6 +14,7 @@
 //! | `asked` | what a client is still owed |
 //! | `share` | what a client may hold |
 //! | `read_queue` | reads that wait for memory |
+//! | `line` | a socket, and the TLS over it |
 //! | `receiver`, `outbox` | bytes in, bytes out |
 //! | `pool`, `buddy` | payload memory |
 //! | `open` | the disk before the volume runs |
@@ -44,7 +45,10 @@ mod engine_tests;
 mod follow_tests;
 #[cfg(test)]
 mod lease_tests;
+mod line;
 mod link;
+#[cfg(test)]
+mod link_tests;
 pub mod mailbox;
 mod newsroom;
 mod open;
@@ -66,6 +70,7 @@ mod transfer;
 mod worker;
 
 pub use backend::BackendChoice;
+pub use line::Negotiated;
 pub use mailbox::{Mailbox, PostError};
 pub use open::{Disk, DiskConfig, MetadataPlace, OpenError};
 pub use pool::PoolSizes;

@@ -5,8 +5,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
-use socket2::Socket;
-
+use super::line::Line;
 use super::pool::Pool;
 use crate::volume::io::BufSlice;
 
@@ -76,8 +75,12 @@ impl Outbox {
     ///
     /// # Errors
     /// When the connection is broken.
-    pub(super) fn flush(&mut self, socket: &Socket, pool: &mut Pool) -> io::Result<usize> {
+    pub(super) fn flush(&mut self, line: &mut Line, pool: &mut Pool) -> io::Result<usize> {
         let mut total = 0;
+        match line.flush() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+            flushed => flushed?,
+        }
         while self.queued > 0 {
             let mut vector = [IoSlice::new(&[]); BATCH];
             let (mut count, mut from) = (0, self.consumed);
@@ -91,8 +94,7 @@ impl Outbox {
                 });
                 count += 1;
             }
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            match socket.send_vectored_with_flags(&vector[..count], flags) {
+            match line.write(&vector[..count]) {
                 Ok(sent) => {
                     self.advance(sent, pool);
                     total += sent;
@@ -167,8 +169,8 @@ mod tests {
     fn everything_arrives_in_order_and_buffers_return() {
         let mut pool = Pool::new(PoolSizes::default()).expect("mapped");
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-        let socket = Socket::from(std::os::fd::OwnedFd::from(ours));
-        socket.set_nonblocking(true).expect("set");
+        let mut line = Line::new(std::os::fd::OwnedFd::from(ours).into(), 0);
+        line.socket().set_nonblocking(true).expect("set");
         theirs.set_nonblocking(true).expect("set");
         let mut outbox = Outbox::default();
         let mut expected = Vec::new();
@@ -185,13 +187,13 @@ mod tests {
         assert_eq!(outbox.queued(), expected.len());
         let (mut got, mut blocked) = (Vec::new(), false);
         while !outbox.is_empty() {
-            outbox.flush(&socket, &mut pool).expect("open");
+            outbox.flush(&mut line, &mut pool).expect("open");
             blocked |= !outbox.is_empty();
             let mut chunk = vec![0; 100_000];
             let n = theirs.read(&mut chunk).expect("readable");
             got.extend_from_slice(&chunk[..n]);
         }
-        drop(socket);
+        drop(line);
         theirs.read_to_end(&mut got).expect("the end");
         assert!(blocked, "the socket was never full: the test shows nothing");
         assert_eq!(got.len(), expected.len());

@@ -5,10 +5,9 @@
 //! received behind it. A beginning of a header is kept aside. So between two turns nothing of the pool is held but what has come
 //! and cannot be used yet, and the rest of a body that is arriving: both at most as long as the owner says.
 
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut};
 
-use socket2::Socket;
-
+use super::line::Line;
 use super::pool::{Area, ChunkId, Pool};
 use crate::units::BufId;
 
@@ -144,7 +143,7 @@ impl Receiver {
     /// When the connection is broken.
     pub(super) fn receive(
         &mut self,
-        socket: &Socket,
+        line: &mut Line,
         pool: &mut Pool,
         most: usize,
         scarce: bool,
@@ -163,7 +162,7 @@ impl Receiver {
             let room = pool.chunk_len(chunk);
             let space = pool.chunk_bytes_mut(chunk, 0, room);
             let result = if self.early.is_empty() {
-                read(socket, &mut [IoSliceMut::new(space)])
+                line.read(&mut [IoSliceMut::new(space)])
             } else {
                 let count = self.early.len().min(room);
                 space[..count].copy_from_slice(&self.early[..count]);
@@ -178,7 +177,7 @@ impl Receiver {
         let chunk = if last { pool.allocate_between(self.area, BEYOND_LARGE, beyond) } else { None };
         let Some(chunk) = chunk else {
             let space = pool.chunk_bytes_mut(body, *filled, missing);
-            let mut result = read(socket, &mut [IoSliceMut::new(space)]);
+            let mut result = line.read(&mut [IoSliceMut::new(space)]);
             if let Ok(Received::Bytes { count, drained }) = &mut result {
                 *filled += *count;
                 *drained = *count < missing;
@@ -187,7 +186,7 @@ impl Receiver {
         };
         let room = pool.chunk_len(chunk);
         let (rest, space) = pool.two_chunks_mut((body, *filled, missing), (chunk, 0, room));
-        let mut result = read(socket, &mut [IoSliceMut::new(rest), IoSliceMut::new(space)]);
+        let mut result = line.read(&mut [IoSliceMut::new(rest), IoSliceMut::new(space)]);
         let mut in_body = 0;
         if let Ok(Received::Bytes { count, drained }) = &mut result {
             in_body = missing.min(*count);
@@ -304,17 +303,5 @@ impl Receiver {
         }
         self.body = Stage::None;
         self.early.clear();
-    }
-}
-
-fn read(socket: &Socket, into: &mut [IoSliceMut<'_>]) -> io::Result<Received> {
-    let room: usize = into.iter().map(|part| part.len()).sum();
-    let mut socket = socket;
-    match socket.read_vectored(into) {
-        Ok(0) => Ok(Received::End),
-        Ok(count) => Ok(Received::Bytes { count, drained: count < room }),
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock) => Ok(Received::Nothing),
-        Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted) => Ok(Received::Bytes { count: 0, drained: false }),
-        Err(e) => Err(e),
     }
 }

@@ -5,9 +5,8 @@
 //! [`Share`], and a request that is larger goes to the machine in pieces. A write's are those that arrive; a read's follow each
 //! other as the client takes them, and then the reply stands alone: nothing else is under way until its end.
 
-use socket2::Socket;
-
 use super::asked::{Asked, AskedNo, Requests};
+use super::line::Line;
 use super::mailbox::ClientManners;
 use super::outbox::Outbox;
 use super::pool::{Area, Pool, block_len};
@@ -74,7 +73,7 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: SessionId,
-    pub(super) socket: Socket,
+    pub(super) line: Line,
     pub(super) from: String,
     /// As [`ClientManners::follows`].
     pub(super) follows: Option<GenerationId>,
@@ -105,7 +104,7 @@ impl Session {
     /// A session on a non-blocking socket, for an export of `size` bytes.
     pub(super) fn new(
         id: SessionId,
-        socket: Socket,
+        line: Line,
         manners: ClientManners,
         size: u64,
         early: Vec<u8>,
@@ -121,7 +120,7 @@ impl Session {
         let terms = Handover { export: ExportInfo::new(String::new(), size), mode, contexts }.terms();
         Self {
             id,
-            socket,
+            line,
             from,
             follows: manners.follows,
             readable: true,
@@ -195,7 +194,7 @@ impl Session {
 
     /// True when everything the client asked before its goodbye is done.
     pub(super) fn is_finished(&self) -> bool {
-        matches!(self.stage, Stage::Disconnecting) && self.requests.pieces() == 0 && self.outbox.is_empty()
+        matches!(self.stage, Stage::Disconnecting) && self.requests.pieces() == 0 && (self.deaf || self.is_flushed())
     }
 
     /// Receives once, unless received bytes wait. `scarce` when others wait for memory.
@@ -206,7 +205,7 @@ impl Session {
         if self.receiver.has_window() || !self.wants_bytes() {
             return Ok(Received::Nothing);
         }
-        let received = match self.receiver.receive(&self.socket, pool, self.share.receive, scarce) {
+        let received = match self.receiver.receive(&mut self.line, pool, self.share.receive, scarce) {
             Ok(Received::End) => return Err("the client closed the connection".to_owned()),
             Ok(received) => received,
             Err(e) => return Err(format!("receiving from the client failed: {e}")),
@@ -439,17 +438,22 @@ impl Session {
         self.outbox.push_encoded(|out| nbd::reply::block_status(to, extents, out));
     }
 
+    /// True when nothing waits to be sent.
+    fn is_flushed(&self) -> bool {
+        self.outbox.is_empty() && self.line.is_flushed()
+    }
+
     /// Sends what the socket takes. A client that has gone is noticed by the next receive, after what it sent before.
     pub(super) fn flush(&mut self, pool: &mut Pool) {
-        if self.outbox.is_empty() || !(self.writable || self.deaf) {
+        if self.is_flushed() || !(self.writable || self.deaf) {
             return;
         }
-        self.deaf |= self.outbox.flush(&self.socket, pool).is_err();
+        self.deaf |= self.outbox.flush(&mut self.line, pool).is_err();
         if self.deaf {
             self.outbox.clear(pool);
             self.readable = true;
         }
-        self.writable = self.outbox.is_empty();
+        self.writable = self.deaf || self.is_flushed();
     }
 
     /// Lets go of all memory.

@@ -6,13 +6,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
-
-use socket2::Socket;
 
 use super::effects::Local;
 use super::engine::{Engine, Outcome};
+use super::line::{Line, Negotiated};
 use super::link::Link;
 use super::mailbox::{ClientManners, Counters, DIRTY_RUN_BLOCKS_MAX, DIRTY_RUNS_MAX, Letter, Letters, News, State};
 use super::newsroom::Newsroom;
@@ -30,6 +29,8 @@ const DISK: u64 = 1;
 /// Tokens of links carry this bit, those of clients the next.
 const LINK: u64 = 1 << 63;
 const CLIENT: u64 = 1 << 62;
+/// What is received at once from a client with TLS, in bytes: its memory for as long as it is connected.
+const CLIENT_RECEIVE: usize = 64 << 10;
 /// News that found the channel full are tried again this often.
 const NEWS_RETRY: Duration = Duration::from_millis(20);
 /// How long running disk operations are waited for at the end.
@@ -316,11 +317,11 @@ impl<M: Machine> Shell<M> {
     fn watch_full_sockets(&mut self) -> io::Result<()> {
         for session in self.sessions.iter_mut().filter(|session| session.writable == session.room_watched) {
             session.room_watched = !session.writable;
-            self.epoll.watch_room(session.socket.as_fd(), CLIENT | session.id.0, session.room_watched)?;
+            self.epoll.watch_room(session.line.as_fd(), CLIENT | session.id.0, session.room_watched)?;
         }
         for link in self.links.iter_mut().filter(|link| link.writable == link.room_watched) {
             link.room_watched = !link.writable;
-            self.epoll.watch_room(link.socket.as_fd(), link.token, link.room_watched)?;
+            self.epoll.watch_room(link.line.as_fd(), link.token, link.room_watched)?;
         }
         Ok(())
     }
@@ -368,11 +369,11 @@ impl<M: Machine> Shell<M> {
     fn read_letters(&mut self) {
         while let Some(letter) = self.letters.next() {
             match letter {
-                Letter::AdoptClient { session, socket, manners, leftover, from } => {
-                    self.adopt_client(session, socket, manners, leftover, from);
+                Letter::AdoptClient { session, line, manners, leftover, from } => {
+                    self.adopt_client(session, line, manners, leftover, from);
                 }
-                Letter::AdoptLink { peer, connection, instance, socket } => {
-                    self.adopt_link(peer, connection, instance, socket);
+                Letter::AdoptLink { peer, connection, instance, line } => {
+                    self.adopt_link(peer, connection, instance, line);
                 }
                 Letter::Command { ticket, command } => self.step(Input::Command { ticket, command }),
                 Letter::PeerSeen { peer, view } => self.step(Input::PeerSeen { peer, view }),
@@ -397,40 +398,42 @@ impl<M: Machine> Shell<M> {
     fn adopt_client(
         &mut self,
         id: SessionId,
-        socket: OwnedFd,
+        line: Negotiated,
         manners: ClientManners,
         leftover: Vec<u8>,
         from: String,
     ) {
-        let socket = Socket::from(socket);
+        let line = Line::new(line, CLIENT_RECEIVE);
         let mut refuse = |why: String| self.news.tell(News::ClientGone { session: id, why });
         if !self.machine.is_serving() {
             return refuse("this node is not primary".to_owned());
         }
-        if let Err(e) = socket.set_nonblocking(true).and_then(|()| self.epoll.add(socket.as_fd(), CLIENT | id.0)) {
+        let watched = line.socket().set_nonblocking(true).and_then(|()| self.epoll.add(line.as_fd(), CLIENT | id.0));
+        if let Err(e) = watched {
             return refuse(format!("its socket cannot be watched: {e}"));
         }
         // Replies gather in one send each turn; waiting for more to come would only delay them. Not for Unix sockets.
-        let _ = socket.set_tcp_nodelay(true);
+        let _ = line.socket().set_tcp_nodelay(true);
         let share = Share::among(self.holders, &self.pool);
-        let session = Session::new(id, socket, manners, self.volume_len, leftover, from, share);
+        let session = Session::new(id, line, manners, self.volume_len, leftover, from, share);
         let place = self.sessions.binary_search_by_key(&id, |s| s.id).expect_err("sessions have numbers of their own");
         self.sessions.insert(place, session);
         self.step(Input::HostHere { session: id });
     }
 
-    fn adopt_link(&mut self, peer: PeerNo, connection: ConnectionId, instance: DiskInstance, socket: OwnedFd) {
-        let socket = Socket::from(socket);
+    fn adopt_link(&mut self, peer: PeerNo, connection: ConnectionId, instance: DiskInstance, line: Negotiated) {
         while let Some(old) = self.links.iter().position(|link| link.peer == peer && link.closing.is_none()) {
             self.drop_link(old, "a new link to the peer takes its place".to_owned());
         }
         self.next_link += 1;
         let token = LINK | self.next_link;
-        if let Err(e) = socket.set_nonblocking(true).and_then(|()| self.epoll.add(socket.as_fd(), token)) {
+        let link = Link::new(peer, connection, token, line);
+        let watched = link.line.socket().set_nonblocking(true).and_then(|()| self.epoll.add(link.line.as_fd(), token));
+        if let Err(e) = watched {
             let why = format!("its socket cannot be watched: {e}");
             return self.news.tell(News::LinkClosed { peer, connection, why });
         }
-        self.links.push(Link::new(peer, connection, token, socket));
+        self.links.push(link);
         self.step(Input::LinkUp { peer, connection, instance });
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::backend::BackendChoice;
+use super::line::Negotiated;
 use super::mailbox::{ClientManners, Letter, Mailbox, News};
 use super::open::{Disk, DiskConfig, MetadataPlace, OpenError};
 use super::pool::{Pool, PoolSizes};
@@ -300,7 +301,7 @@ impl Node {
         ours.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
         let letter = Letter::AdoptClient {
             session: SessionId(id),
-            socket: OwnedFd::from(theirs),
+            line: OwnedFd::from(theirs).into(),
             manners,
             leftover: Vec::new(),
             from: "test".into(),
@@ -362,11 +363,11 @@ pub(super) fn simple(stream: &mut impl Read) -> (u64, u32) {
     (u64::from_be_bytes(bytes[8..].try_into().expect("eight")), error)
 }
 
-fn pattern(seed: usize, len: usize) -> Vec<u8> {
+pub(super) fn pattern(seed: usize, len: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from((i / 7 + i * 13 + seed * 101) % 251).expect("a remainder")).collect()
 }
 
-fn get(stream: &mut UnixStream, offset: u64, len: usize) -> Vec<u8> {
+pub(super) fn get(stream: &mut UnixStream, offset: u64, len: usize) -> Vec<u8> {
     stream.write_all(&request(0, 0, 99, offset, u32::try_from(len).expect("small"))).expect("sent");
     assert_eq!(simple(stream), (99, 0));
     let mut bytes = vec![0; len];
@@ -637,15 +638,15 @@ fn a_node_that_is_not_primary_answers_nothing() {
     node.stop();
 }
 
-fn tcp_pair() -> (OwnedFd, TcpStream) {
+pub(super) fn tcp_pair() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let far = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
     (OwnedFd::from(listener.accept().expect("accepted").0), far)
 }
 
-fn link(node: &Node, connection: u64, socket: OwnedFd) {
-    let (connection, instance) = (ConnectionId(connection), DiskInstance(7));
-    node.mailbox.post(Letter::AdoptLink { peer: PEER, connection, instance, socket }).expect("taken");
+pub(super) fn link(node: &Node, connection: u64, line: impl Into<Negotiated>) {
+    let (connection, instance, line) = (ConnectionId(connection), DiskInstance(7), line.into());
+    node.mailbox.post(Letter::AdoptLink { peer: PEER, connection, instance, line }).expect("taken");
 }
 
 pub(super) fn state(node: &mut Node) -> Box<super::mailbox::State> {
@@ -654,36 +655,6 @@ pub(super) fn state(node: &mut Node) -> Box<super::mailbox::State> {
         News::State { state, .. } => Some(state),
         _ => None,
     })
-}
-
-/// Two threads, one link: what is acknowledged is on both disks, whatever its size.
-#[test]
-fn writes_are_mirrored_over_a_link() {
-    let (mut a, mut b) = (Node::new(PoolSizes::default()), Node::new(PoolSizes::default()));
-    let (near, far) = tcp_pair();
-    link(&a, 3, near);
-    link(&b, 3, OwnedFd::from(far));
-    assert_eq!(state(&mut a).clients, 0);
-    let mut stream = a.client(1, ClientManners::default());
-    let mut model = vec![0u8; 40 << 20];
-    for (i, size) in [4096, 100, 70_000, 4096, 1 << 20, 4096, 32 << 20, 512, 200_000].into_iter().enumerate() {
-        let at = i * 700_001;
-        let data = pattern(i, size);
-        stream.write_all(&request(1, 0, i as u64, at as u64, u32::try_from(size).expect("small"))).expect("sent");
-        stream.write_all(&data).expect("sent");
-        assert_eq!(simple(&mut stream), (i as u64, 0));
-        model[at..at + size].copy_from_slice(&data);
-    }
-    let counters = state(&mut a).counters;
-    // Large ones go in pieces, as they arrive; they are nine writes all the same.
-    assert_eq!(counters.writes, 9);
-    assert!(counters.frames_sent > 7 + (32 << 20) / (256 << 10), "{} frames", counters.frames_sent);
-    assert_eq!(state(&mut b).counters.frames_received, counters.frames_sent);
-    for node in [a, b] {
-        let file = node.stop();
-        let disk = std::fs::read(file.path()).expect("readable");
-        assert!(disk[..model.len()] == model);
-    }
 }
 
 /// Last words and the end may come in one event, of which there is no second: the end is not missed. Seen as a link that stayed

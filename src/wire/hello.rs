@@ -16,6 +16,8 @@ use crate::units::{ClusterId, ConnectionId, DiskInstance, VolumeId};
 
 /// First eight bytes of a hello.
 pub const MAGIC: [u8; 8] = *b"REPBLK\r\n";
+/// How a connection begins that means to speak TLS.
+const TLS_HANDSHAKE: [u8; 2] = [22, 3];
 /// Length of the fixed part in bytes.
 pub const PREFIX_LEN: usize = 24;
 /// Largest body of a hello or greeting, in bytes.
@@ -65,6 +67,11 @@ pub enum HelloError {
     /// Something else speaks on that port.
     #[error("what answers is not repblk; check the data address of the peer")]
     Magic,
+    /// TLS where none is spoken.
+    #[error(
+        "the peer speaks TLS, and this node has no keys; give both nodes the same configuration, with its table [security]"
+    )]
+    Encrypted,
     /// Damaged bytes.
     #[error("the hello was damaged in transit")]
     Checksum,
@@ -116,6 +123,9 @@ impl Hello {
     /// [`HelloError`]; the connection is then closed.
     pub fn prefix(bytes: &[u8; PREFIX_LEN]) -> Result<Prefix, HelloError> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if bytes[..2] == TLS_HANDSHAKE {
+            return Err(HelloError::Encrypted);
+        }
         if bytes[..8] != MAGIC {
             return Err(HelloError::Magic);
         }

@@ -7,6 +7,7 @@ mod arbiter;
 mod check;
 mod parse;
 mod reader;
+mod security;
 mod suggest;
 
 use std::fmt;
@@ -18,7 +19,9 @@ use crate::condition::Mode;
 use crate::meta::superblock;
 
 pub use arbiter::{ArbiterKind, ArbiterSpec, EtcdSpec, FenceSpec};
+pub use parse::is_name;
 pub use reader::ConfigError;
+pub use security::Security;
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_PATH: &str = "/etc/repblk/repblk.toml";
@@ -36,6 +39,8 @@ pub struct Config {
     pub cluster: String,
     /// Time between two heartbeats on one path.
     pub heartbeat_interval: Duration,
+    /// How what nodes say to each other is protected.
+    pub security: Security,
     /// Who decides about failover.
     pub arbiter: ArbiterSpec,
     /// The nodes, in the order of the file.

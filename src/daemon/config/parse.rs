@@ -7,7 +7,9 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
-use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check};
+use super::{
+    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check, security,
+};
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
 use crate::meta::activity_log::AL_SLOTS_MAX;
@@ -35,6 +37,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let cluster = name_of(&mut root, "cluster", "write cluster = \"NAME\" at the top, the same on every node");
     let interval = root.number("heartbeat_interval_ms", 200, 20..=10_000);
     let interval = Duration::from_millis(interval.value);
+    let security = security::security(root.table("security"));
     let arbiter = arbiter::arbiter(&document, root.table("arbiter"), interval);
     let nodes: Vec<At<Node>> = root.sections("node").into_iter().map(node).collect();
     let volumes: Vec<At<VolumeSpec>> = root.sections("volume").into_iter().map(volume).collect();
@@ -42,10 +45,12 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     check::nodes(&document, &nodes);
     check::volumes(&document, &nodes, &volumes);
     arbiter::fits_nodes(&document, &arbiter, &nodes);
+    let security = security::resolve(&document, security, &nodes);
     document.finish(file)?;
     let mut config = Config {
         cluster: cluster.value,
         heartbeat_interval: interval,
+        security,
         arbiter,
         nodes: nodes.into_iter().map(|node| node.value).collect(),
         volumes: volumes.into_iter().map(|volume| volume.value).collect(),
@@ -188,7 +193,8 @@ fn address_of(section: &mut Section<'_>, key: &'static str) -> SocketAddr {
 }
 
 /// True when `text` may name a cluster, node or volume.
-fn is_name(text: &str) -> bool {
+#[must_use]
+pub fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     text.len() <= NAME_LEN_MAX
         && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())

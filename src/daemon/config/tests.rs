@@ -55,7 +55,7 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
     assert_eq!(
         problems(&text),
         [format!(
-            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, arbiter, node, volume",
+            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, arbiter, node, volume",
             line + 1
         )]
     );
@@ -200,4 +200,27 @@ fn a_complaint_is_one_line_whatever_the_file_holds() {
             assert!(!problem.1.contains(char::is_control), "{problem:?}");
         }
     }
+}
+
+#[test]
+fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
+    let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right").security;
+    let without = GOOD.replace("[security]", "").replace("keys = \"/etc/repblk/keys\"", "");
+    let local = |text: &str| {
+        let data = text.replace("10.0.0.1:", "127.0.0.1:").replace("10.0.0.2:", "127.0.0.2:");
+        data.replace("10.0.1.1:", "127.0.1.1:").replace("10.0.1.2:", "[::1]:")
+    };
+    let default = Security::Keys("/etc/repblk/keys".into());
+    assert_eq!(read(&without), default, "nothing needs to be said");
+    assert_eq!(read(GOOD), default);
+    assert_eq!(read(&local(&without)), Security::Loopback);
+    assert_eq!(read(&local(GOOD)), default, "said, it holds on loopback, too");
+    // One heartbeat that leaves the host is enough.
+    assert_eq!(read(&local(&without).replace("127.0.1.1:", "10.0.1.1:")), default);
+    let insecure = GOOD.replace("keys = \"/etc/repblk/keys\"", "insecure = true");
+    assert_eq!(read(&insecure), Security::Insecure);
+    assert!(problems(&local(&insecure))[0].contains("insecure = true does nothing"));
+    let both = GOOD.replace("# insecure = true\n\n# Who", "insecure = true\n\n# Who");
+    assert!(problems(&both)[0].contains("keys would do nothing beside insecure"), "{:?}", problems(&both));
+    assert!(problems(&GOOD.replace("keys = \"/", "keys = \"")).iter().any(|p| p.contains("absolute path")));
 }

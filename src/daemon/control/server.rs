@@ -21,6 +21,7 @@ use crate::daemon::handle::VolumeHandle;
 use crate::daemon::heartbeat::Ear;
 use crate::daemon::lobby::Lobby;
 use crate::daemon::saved;
+use crate::daemon::security::Guard;
 use crate::daemon::sockets::UnixSocket;
 use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
 use crate::failover::Failover;
@@ -47,6 +48,7 @@ pub(in crate::daemon) struct ControlDesk {
     /// The drivers of failover, in the order of the volumes.
     pub(in crate::daemon) posts: Vec<Post>,
     pub(in crate::daemon) ear: Arc<Ear>,
+    pub(in crate::daemon) guard: Arc<Guard>,
     pub(in crate::daemon) events: EventHub,
     pub(in crate::daemon) lobby: Arc<Lobby>,
     /// For what is open longer than a moment.
@@ -298,6 +300,7 @@ impl ControlDesk {
             pid: std::process::id(),
             arbiter: self.config.arbiter.arbiter().word().to_owned(),
             guarantee: self.config.arbiter.guarantee().to_owned(),
+            security: self.guard.status(),
             volumes: statuses,
         }
     }

@@ -5,11 +5,9 @@
 //! paused and resumed), and the machine is told that, too.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
@@ -18,6 +16,7 @@ use super::etcd::{Answered, Etcd};
 use super::fence::{self, Case};
 use super::memory::Memory;
 use super::{Denied, Outcome, Post, adapter};
+use crate::daemon::beat_path::BeatPath;
 use crate::daemon::config::FenceSpec;
 use crate::daemon::events::Happening;
 use crate::daemon::handle::VolumeHandle;
@@ -64,8 +63,8 @@ pub(super) struct Driver {
     failover: Failover,
     volume: Arc<VolumeHandle>,
     node: String,
-    /// The own end of each path, and the peer's.
-    paths: Vec<(Arc<UdpSocket>, SocketAddr)>,
+    /// To the peer.
+    paths: Vec<Arc<BeatPath>>,
     questions: Option<Questions>,
     fence: Option<(FenceSpec, Case)>,
     memory: watch::Sender<Memory>,
@@ -88,7 +87,7 @@ impl Driver {
     pub(super) fn new(
         failover: Failover,
         volume: Arc<VolumeHandle>,
-        (node, paths): (String, Vec<(Arc<UdpSocket>, SocketAddr)>),
+        (node, paths): (String, Vec<Arc<BeatPath>>),
         (questions, fence): (Option<Questions>, Option<(FenceSpec, Case)>),
         memory: watch::Sender<Memory>,
     ) -> Self {
@@ -222,12 +221,12 @@ impl Driver {
     }
 
     fn send(&self, path: usize, beat: Beat) {
-        let Some((socket, to)) = self.paths.get(path) else { return };
+        let Some(path) = self.paths.get(path) else { return };
         let identity = &self.volume.identity;
         let datagram = failover_datagram(identity.cluster, &self.node, identity.volume, beat);
         // A path that is down now may be up at the next beat; the peer notices the silence.
-        if let Err(error) = socket.try_send_to(&datagram, *to) {
-            debug!(volume = self.volume.name(), address = %to, %error, "beat not sent");
+        if let Err(error) = path.send(&datagram) {
+            debug!(volume = self.volume.name(), address = %path.to, %error, "beat not sent");
         }
     }
 

@@ -30,13 +30,13 @@ mod memory;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::driver::{Driver, Said};
 use self::etcd::{Etcd, Login, Place};
 use self::memory::MemoryFile;
+use super::beat_path::BeatPaths;
 use super::config::{ArbiterKind, Config, Node};
 use super::handle::VolumeHandle;
 use crate::condition::Mode;
@@ -111,8 +111,8 @@ impl Post {
 pub(super) struct Surroundings {
     pub(super) config: Arc<Config>,
     pub(super) me: Node,
-    /// This node's end of each heartbeat path.
-    pub(super) sockets: Vec<Arc<UdpSocket>>,
+    /// To all peers.
+    pub(super) paths: Arc<BeatPaths>,
     /// Drawn when this daemon started.
     pub(super) incarnation: u64,
 }
@@ -126,7 +126,7 @@ pub(super) fn start(
     volume: &Arc<VolumeHandle>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Post, String> {
-    let Surroundings { config, me, sockets, incarnation } = around;
+    let Surroundings { config, me, paths, incarnation } = around;
     let spec = &config.arbiter;
     let peer = volume.peers.first().and_then(|peer| config.node(peer));
     let peer = peer.ok_or_else(|| format!("volume {} has no second node", volume.name()))?;
@@ -143,7 +143,7 @@ pub(super) fn start(
         volume: volume.identity.volume,
         instance: volume.identity.instance,
         incarnation: *incarnation,
-        paths: sockets.len(),
+        paths: me.heartbeat.len(),
         arbiter: spec.arbiter(),
         agent: false,
         timing: spec.timing,
@@ -193,9 +193,8 @@ pub(super) fn start(
         let (post, peers) = (post.clone(), peer.heartbeat.iter().map(SocketAddr::ip).collect());
         tasks.push(tokio::spawn(carrier::keep_looking(peers, move |carrier| post.say(Said::Carrier(carrier)))));
     }
-    let paths: Vec<(Arc<UdpSocket>, SocketAddr)> =
-        sockets.iter().cloned().zip(peer.heartbeat.iter().copied()).collect();
-    let driver = Driver::new(failover, Arc::clone(volume), (me.name.clone(), paths), (questions, fence), remember);
+    let ways = (me.name.clone(), paths.to(&peer.name));
+    let driver = Driver::new(failover, Arc::clone(volume), ways, (questions, fence), remember);
     tasks.push(tokio::spawn(driver.run(post.clone(), hearing, beaten)));
     volume.failover.set(post.clone()).map_err(|_| format!("volume {} is driven already", volume.name()))?;
     Ok(post)

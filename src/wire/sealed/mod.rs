@@ -58,6 +58,8 @@ pub enum Opened<'d> {
     },
     /// Genuine, and it answers nothing: a newcomer, or a recording.
     Unproven {
+        /// The life it claims to be of.
+        incarnation: u64,
         /// What to send back, to be told which.
         reply: Vec<u8>,
     },
@@ -184,7 +186,7 @@ impl Seal {
                 self.answer = fields.challenge;
                 Opened::Fresh { body, newcomer: true }
             }
-            _ => Opened::Unproven { reply: self.answering(fields.challenge, &[]) },
+            _ => Opened::Unproven { incarnation: fields.incarnation, reply: self.answering(fields.challenge, &[]) },
         }
     }
 }

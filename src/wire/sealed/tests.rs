@@ -25,7 +25,7 @@ fn acquainted() -> (Seal, Seal) {
 
 /// What happens when `alpha` speaks first.
 fn meet(alpha: &mut Seal, beta: &mut Seal) {
-    let Opened::Unproven { reply } = beta.open(&alpha.seal(b"hello")) else { panic!("nobody is known yet") };
+    let Opened::Unproven { reply, .. } = beta.open(&alpha.seal(b"hello")) else { panic!("nobody is known yet") };
     assert_eq!(alpha.open(&reply), Opened::Fresh { body: b"", newcomer: true });
     assert_eq!(beta.open(&alpha.seal(b"")), Opened::Fresh { body: b"", newcomer: true });
     assert_eq!(alpha.open(&beta.seal(b"")), Opened::Fresh { body: b"", newcomer: false });
@@ -85,7 +85,7 @@ fn a_receiver_that_restarted_believes_no_recording() {
         assert!(matches!(beta.open(datagram), Opened::Unproven { .. }), "the sender may be long gone");
     }
     // The living alpha is believed as soon as it has answered.
-    let Opened::Unproven { reply } = beta.open(&alpha.seal(b"")) else { panic!("beta knows nobody") };
+    let Opened::Unproven { reply, .. } = beta.open(&alpha.seal(b"")) else { panic!("beta knows nobody") };
     assert!(is_fresh(&alpha.open(&reply)) && is_fresh(&beta.open(&alpha.seal(b"news"))));
     assert!(recorded.iter().all(|datagram| !is_fresh(&beta.open(datagram))));
 }
@@ -111,7 +111,7 @@ fn recordings_do_not_part_two_that_know_each_other() {
     alpha.incarnation = 12;
     meet(&mut alpha, &mut beta);
     for _ in 0..200 {
-        let Opened::Unproven { reply } = beta.open(&old) else { panic!("it answers nothing") };
+        let Opened::Unproven { reply, .. } = beta.open(&old) else { panic!("it answers nothing") };
         assert!(!matches!(alpha.open(&reply), Opened::Forged | Opened::Foreign));
         assert!(is_fresh(&beta.open(&alpha.seal(b"a"))) && is_fresh(&alpha.open(&beta.seal(b"b"))));
     }
@@ -121,8 +121,8 @@ fn recordings_do_not_part_two_that_know_each_other() {
 fn two_that_start_at_once_come_to_know_each_other() {
     let (mut alpha, mut beta) = strangers();
     let (to_beta, to_alpha) = (alpha.seal(b"a"), beta.seal(b"b"));
-    let Opened::Unproven { reply: from_beta } = beta.open(&to_beta) else { panic!("a stranger") };
-    let Opened::Unproven { reply: from_alpha } = alpha.open(&to_alpha) else { panic!("a stranger") };
+    let Opened::Unproven { reply: from_beta, .. } = beta.open(&to_beta) else { panic!("a stranger") };
+    let Opened::Unproven { reply: from_alpha, .. } = alpha.open(&to_alpha) else { panic!("a stranger") };
     assert!(is_fresh(&alpha.open(&from_beta)) && is_fresh(&beta.open(&from_alpha)));
     for _ in 0..3 {
         assert!(is_fresh(&beta.open(&alpha.seal(b"a"))) && is_fresh(&alpha.open(&beta.seal(b"b"))));

@@ -93,10 +93,11 @@ fn desk(thread: Thread) -> ControlDesk {
         }
     });
     let ear = Arc::new(Ear::new(config.heartbeat_interval));
+    let guard = Guard::without_keys();
     let around = crate::daemon::failover::Surroundings {
         config: Arc::clone(&config),
         me: config.nodes[0].clone(),
-        sockets: Vec::new(),
+        paths: Arc::new(crate::daemon::beat_path::BeatPaths::new(&config, &config.nodes[0], &[], 1, &guard)),
         incarnation: 1,
     };
     let post = crate::daemon::failover::start(&around, &volume, &mut Vec::new()).expect("nothing is remembered");
@@ -106,6 +107,7 @@ fn desk(thread: Thread) -> ControlDesk {
         node: "alpha".into(),
         volumes: vec![volume],
         ear,
+        guard,
         events,
         lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
         open: Semaphore::new(OPEN_MAX),

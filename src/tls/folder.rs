@@ -1,0 +1,271 @@
+//! The folder of keys: who keeps what in which file.
+//!
+//! | file | what | where |
+//! |---|---|---|
+//! | `ca.pem` | certificates of the authority; each of them is trusted | everywhere |
+//! | `ca.key` | the authority's private key | only where certificates are made |
+//! | `cluster.secret` | the secret in use, one in a line; those in further lines are accepted too | on each node |
+//! | `NAME.pem`, `NAME.key` | certificate and private key of a node or client | with its holder |
+//!
+//! Every file is its owner's alone. A private key that others may read is not used.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::authority::{Authority, Issued};
+use super::certificate::Certificate;
+use crate::wire::sealed::{SECRET_LEN, Secret};
+
+/// Where keys are when the configuration does not say.
+pub const DEFAULT_FOLDER: &str = "/etc/repblk/keys";
+/// Secrets in the file: the one in use, and the ones it takes over from.
+const SECRETS_MAX: usize = 4;
+
+/// A folder of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder(PathBuf);
+
+/// Why a file of the folder cannot be used: a sentence with the file, what is wrong and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {why}", file = .file.display())]
+pub struct FolderError {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+impl Folder {
+    /// The folder at `path`, which may not exist.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_path_buf())
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The authority's certificates.
+    #[must_use]
+    pub fn authority_file(&self) -> PathBuf {
+        self.0.join("ca.pem")
+    }
+
+    /// The authority's private key.
+    #[must_use]
+    pub fn authority_key_file(&self) -> PathBuf {
+        self.0.join("ca.key")
+    }
+
+    /// The secrets.
+    #[must_use]
+    pub fn secret_file(&self) -> PathBuf {
+        self.0.join("cluster.secret")
+    }
+
+    /// The certificate of `name`.
+    #[must_use]
+    pub fn certificate_file(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.pem"))
+    }
+
+    /// The private key of `name`.
+    #[must_use]
+    pub fn key_file(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.key"))
+    }
+
+    /// Makes the folder, if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(&self) -> Result<(), FolderError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
+        made.map_err(|error| wrong(&self.0, format!("cannot be made: {error}")))
+    }
+
+    /// Writes the authority's files.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_authority(&self, authority: &Authority) -> Result<(), FolderError> {
+        write(&self.authority_key_file(), authority.key())?;
+        write(&self.authority_file(), authority.certificate())
+    }
+
+    /// The authority, where its private key is.
+    ///
+    /// # Errors
+    /// When there is none, or it is not readable.
+    pub fn authority(&self) -> Result<Authority, FolderError> {
+        let (certificate, key) = (self.authority_file(), self.authority_key_file());
+        let unreadable = |error| wrong(&key, format!("is not the key of {}: {error}", certificate.display()));
+        Authority::read(&read(&certificate)?, &read_private(&key)?).map_err(unreadable)
+    }
+
+    /// Writes the certificate and the key of `name`. A daemon that reads meanwhile finds the old ones, the new ones, or two that do not belong
+    /// together, which it does not use.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_issued(&self, name: &str, issued: &Issued) -> Result<(), FolderError> {
+        write(&self.key_file(name), &issued.key)?;
+        write(&self.certificate_file(name), &issued.certificate)
+    }
+
+    /// The certificates that are trusted.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn trusted(&self) -> Result<Vec<CertificateDer<'static>>, FolderError> {
+        certificates(&self.authority_file())
+    }
+
+    /// The certificate of `name` with those between it and the authority, if there are any.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn chain(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, FolderError> {
+        certificates(&self.certificate_file(name))
+    }
+
+    /// What stands in the certificate of `name`.
+    ///
+    /// # Errors
+    /// When it is not readable.
+    pub fn certificate(&self, name: &str) -> Result<Certificate, FolderError> {
+        let chain = self.chain(name)?;
+        let first = chain.first().and_then(Certificate::read);
+        first.ok_or_else(|| wrong(&self.certificate_file(name), "is no certificate"))
+    }
+
+    /// The private key of `name`.
+    ///
+    /// # Errors
+    /// When there is none, or others may read it.
+    pub fn key(&self, name: &str) -> Result<PrivateKeyDer<'static>, FolderError> {
+        let file = self.key_file(name);
+        let text = read_private(&file)?;
+        // What the parser says could repeat some of the key.
+        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong(&file, "is no private key in PEM"))
+    }
+
+    /// The secrets, the one in use first.
+    ///
+    /// # Errors
+    /// When there is none, or others may read it.
+    pub fn secrets(&self) -> Result<Vec<Secret>, FolderError> {
+        let file = self.secret_file();
+        let text = read_private(&file)?;
+        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        let secrets: Result<Vec<Secret>, _> = lines.map(|line| Secret::parse(line.trim())).collect();
+        let secrets = secrets.map_err(|error| wrong(&file, error.to_string()))?;
+        match secrets.len() {
+            1..=SECRETS_MAX => Ok(secrets),
+            count => Err(wrong(&file, format!("has {count} secrets; 1 to {SECRETS_MAX} are possible"))),
+        }
+    }
+
+    /// Writes the secrets, the one in use first; of those it takes over from, only the newest are kept.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_secrets(&self, secrets: &[Secret]) -> Result<(), FolderError> {
+        let lines: Vec<String> = secrets.iter().take(SECRETS_MAX).map(|secret| secret.digits() + "\n").collect();
+        write(&self.secret_file(), &lines.concat())
+    }
+
+    /// A secret that nobody knows.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn fresh_secret() -> io::Result<Secret> {
+        let mut bytes = [0; SECRET_LEN];
+        io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+        Ok(Secret::new(bytes))
+    }
+
+    /// The names of all whose certificate is in the folder, sorted.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".pem").map(str::to_owned);
+        let mut names: Vec<String> = entries.filter_map(name).filter(|name| name != "ca").collect();
+        names.sort();
+        names
+    }
+
+    /// Changes whenever one of the files of `name` does.
+    #[must_use]
+    pub fn stamp(&self, name: &str) -> Vec<Option<(i64, i64, u64)>> {
+        let files = [self.authority_file(), self.secret_file(), self.certificate_file(name), self.key_file(name)];
+        let of = |file: &PathBuf| fs::metadata(file).ok().map(|facts| (facts.ctime(), facts.ctime_nsec(), facts.ino()));
+        files.iter().map(of).collect()
+    }
+}
+
+fn wrong(file: &Path, why: impl Into<String>) -> FolderError {
+    FolderError { file: file.to_path_buf(), why: why.into() }
+}
+
+fn read(file: &Path) -> Result<String, FolderError> {
+    fs::read_to_string(file).map_err(|error| {
+        let next = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "; make it with `repblk cert` on the host that has the authority, and copy it here"
+            }
+            io::ErrorKind::PermissionDenied => "; it must belong to the user that repblk runs as",
+            _ => "",
+        };
+        wrong(file, format!("cannot be read: {error}{next}"))
+    })
+}
+
+fn read_private(file: &Path) -> Result<String, FolderError> {
+    let text = read(file)?;
+    let mode = fs::metadata(file).map_err(|error| wrong(file, format!("cannot be read: {error}")))?.mode();
+    if mode & 0o077 != 0 {
+        let why = format!(
+            "others than its owner may use it (mode {:03o}): chmod 600, and renew it if they may have",
+            mode & 0o777
+        );
+        return Err(wrong(file, why));
+    }
+    Ok(text)
+}
+
+/// Puts a new file in the place of an old one in one go, its owner's alone from the first byte on.
+fn write(file: &Path, text: &str) -> Result<(), FolderError> {
+    let next = file.with_extension("new");
+    let put = || {
+        // One that was left behind may have another owner or mode.
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut open = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+        open.write_all(text.as_bytes())?;
+        open.sync_all()?;
+        fs::rename(&next, file)?;
+        fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    put().map_err(|error| wrong(file, format!("cannot be written: {error}")))
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, FolderError> {
+    let text = read(file)?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    match read {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(wrong(file, "has no certificate in PEM")),
+        Err(error) => Err(wrong(file, format!("is not readable as PEM: {error}"))),
+    }
+}

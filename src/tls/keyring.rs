@@ -1,0 +1,224 @@
+//! What a running node holds. The files are read again when they change: what was renewed is used for the next connection, and a
+//! connection that stands is left alone, whatever its certificate's date.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::date::{DAY, day_of, unix_now};
+use super::distrust::Distrust;
+use super::folder::{Folder, FolderError};
+use super::holder::Holder;
+use super::verifier::NodeVerifier;
+use crate::wire::sealed::Secret;
+
+/// What is spoken over the TLS of a data link.
+pub const LINK_PROTOCOL: &[u8] = b"repblk-link/1";
+/// So many days before its end a certificate is worth a warning.
+pub const WARNING_DAYS: i64 = 30;
+
+/// The keys of one node, as they are now.
+#[derive(Debug)]
+pub struct Keyring {
+    folder: Folder,
+    own: Holder,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    stamp: Vec<Option<(i64, i64, u64)>>,
+    keys: Arc<Keys>,
+    /// What was told of files that cannot be used.
+    told: Option<FolderError>,
+}
+
+/// The keys of one node, as they were when they were read.
+#[derive(Debug)]
+pub struct Keys {
+    own: Holder,
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: Arc<CryptoProvider>,
+    acceptor: Arc<ServerConfig>,
+    /// The secrets of the cluster, the one in use first.
+    pub secrets: Vec<Secret>,
+    /// When the node's certificate ends, in seconds since 1970.
+    pub not_after: i64,
+}
+
+impl Keyring {
+    /// The keys of the node `own` in the folder at `path`.
+    ///
+    /// # Errors
+    /// What is missing or wrong, and what to do.
+    pub fn open(path: &Path, own: Holder) -> Result<Self, FolderError> {
+        let folder = Folder::new(path);
+        let stamp = folder.stamp(&own.name);
+        let keys = Arc::new(Keys::read(&folder, &own)?);
+        Ok(Self { folder, own, held: Mutex::new(Held { stamp, keys, told: None }) })
+    }
+
+    /// The keys as they are now. When the files became unusable, those that were read before are used on.
+    pub fn now(&self) -> Arc<Keys> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = self.folder.stamp(&self.own.name);
+        if stamp != held.stamp {
+            held.stamp = stamp;
+            match Keys::read(&self.folder, &self.own) {
+                Ok(keys) => {
+                    tracing::info!(until = day_of(keys.not_after), "the keys were read again");
+                    (held.keys, held.told) = (Arc::new(keys), None);
+                }
+                Err(error) if held.told.as_ref() != Some(&error) => {
+                    tracing::warn!(%error, "the keys have changed and cannot be used; those read before are used on");
+                    held.told = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Arc::clone(&held.keys)
+    }
+
+    /// What an operator must know of the keys, if anything.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let keys = self.now();
+        let told = self.held.lock().unwrap_or_else(PoisonError::into_inner).told.clone();
+        told.map(|error| format!("{error}; the keys read before are used on")).or_else(|| keys.warning(unix_now()))
+    }
+}
+
+impl Keys {
+    fn read(folder: &Folder, own: &Holder) -> Result<Self, FolderError> {
+        let wrong = |file, why| FolderError { file, why };
+        let (certificate, authority) = (folder.certificate_file(&own.name), folder.authority_file());
+        let mut roots = RootCertStore::empty();
+        for root in folder.trusted()? {
+            roots.add(root).map_err(|error| wrong(authority.clone(), error.to_string()))?;
+        }
+        let roots = Arc::new(roots);
+        let (chain, key, secrets) = (folder.chain(&own.name)?, folder.key(&own.name)?, folder.secrets()?);
+        let facts = folder.certificate(&own.name)?;
+        Distrust::of_node(facts.holder, &facts.subject, own, Some(&own.name)).map_err(|why| {
+            wrong(certificate.clone(), format!("is not that of this node: {why}; make one with `repblk cert issue`"))
+        })?;
+        let provider = Arc::new(provider());
+        let verifier = verifier(own, None, &roots, &provider).map_err(|why| wrong(authority.clone(), why))?;
+        let mut acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has suites of TLS 1.3")
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain.clone(), key.clone_key())
+            .map_err(|error| wrong(certificate, format!("does not go with its key: {error}")))?;
+        acceptor.alpn_protocols = vec![LINK_PROTOCOL.to_vec()];
+        // A link is made once and lasts: there is nothing to resume, and a ticket would outlive its certificate.
+        acceptor.send_tls13_tickets = 0;
+        acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        let own = own.clone();
+        let (acceptor, not_after) = (Arc::new(acceptor), facts.not_after);
+        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after })
+    }
+
+    /// For taking links of any node of the cluster.
+    #[must_use]
+    pub fn acceptor(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.acceptor)
+    }
+
+    /// For a link to the node called `peer`.
+    ///
+    /// # Errors
+    /// A sentence, when the keys do not allow it.
+    pub fn dialler(&self, peer: &str) -> Result<Arc<ClientConfig>, String> {
+        let verifier = verifier(&self.own, Some(peer), &self.roots, &self.provider)?;
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has suites of TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| format!("this node's certificate cannot be used: {error}"))?;
+        config.alpn_protocols = vec![LINK_PROTOCOL.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        // Names of nodes are no names of hosts.
+        config.enable_sni = false;
+        Ok(Arc::new(config))
+    }
+
+    /// The node that showed `certificates` in a handshake that succeeded.
+    #[must_use]
+    pub fn node_of(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<String> {
+        let certificate = super::Certificate::read(certificates?.first()?)?;
+        Distrust::of_node(certificate.holder, &certificate.subject, &self.own, None).ok()
+    }
+
+    /// What an operator must know at the moment `now`, if anything.
+    #[must_use]
+    pub fn warning(&self, now: i64) -> Option<String> {
+        let (left, name) = ((self.not_after - now).div_euclid(DAY), &self.own.name);
+        let renew = format!("run `repblk cert renew {name}` where the authority's key is, and copy the files here");
+        if left < 0 {
+            let what = "links that stand go on, and no new one comes about";
+            return Some(format!(
+                "the certificate of node {name} expired on {}: {what}; {renew}",
+                day_of(self.not_after)
+            ));
+        }
+        let until = day_of(self.not_after);
+        (left < WARNING_DAYS)
+            .then(|| format!("the certificate of node {name} expires on {until}, in {left} days; {renew}"))
+    }
+}
+
+fn verifier(
+    own: &Holder,
+    name: Option<&str>,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<NodeVerifier>, String> {
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider)).build();
+    let clients = clients.map_err(|error| format!("the authority cannot be used: {error}"))?;
+    let algorithms = provider.signature_verification_algorithms;
+    Ok(Arc::new(NodeVerifier::new(own.clone(), name, Arc::clone(roots), clients, algorithms)))
+}
+
+/// The suites of TLS 1.3, the quickest first where the processor knows AES.
+fn provider() -> CryptoProvider {
+    use ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+    CryptoProvider {
+        cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
+        ..ring::default_provider()
+    }
+}
+
+#[cfg(test)]
+impl Keys {
+    /// The certificate of `ring`, and trust in the authority of `keys`.
+    pub(super) fn trusting(keys: &Self, ring: &Keyring) -> Self {
+        Self { roots: Arc::clone(&keys.roots), ..Self::read(&ring.folder, &ring.own).expect("good") }
+    }
+
+    /// These keys with another certificate, however wrong.
+    pub(super) fn with_certificate(keys: &Self, issued: &super::Issued) -> Self {
+        use rustls_pki_types::pem::PemObject;
+        let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
+        let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
+        let (own, provider, roots) = (keys.own.clone(), Arc::clone(&keys.provider), Arc::clone(&keys.roots));
+        let verifier = verifier(&own, None, &roots, &provider).expect("good");
+        let acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])
+            .expect("TLS 1.3")
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain.clone(), key.clone_key())
+            .expect("goes with its key");
+        let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
+        Self { own, roots, chain, key, provider, acceptor, secrets, not_after }
+    }
+}

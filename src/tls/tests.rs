@@ -1,0 +1,204 @@
+//! Whole handshakes in memory, with certificates of every kind.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime};
+
+use rustls::{ClientConnection, Connection, ServerConnection};
+use rustls_pki_types::ServerName;
+
+use super::*;
+use crate::units::ClusterId;
+
+const DAYS: Duration = Duration::from_secs(86_400);
+
+/// A folder of keys and the authority that signs in it.
+struct Place {
+    dir: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let authority = Authority::create("plant7", AUTHORITY_DAYS).expect("made");
+        let place = Self { dir, authority };
+        place.folder().write_authority(&place.authority).expect("written");
+        place.folder().write_secrets(&[Folder::fresh_secret().expect("random")]).expect("written");
+        place
+    }
+
+    fn folder(&self) -> Folder {
+        Folder::new(self.dir.path())
+    }
+
+    /// Puts a certificate of `holder` where that of `name` belongs.
+    fn put(&self, name: &str, holder: &Holder, from: SystemTime, days: u32) {
+        let issued = self.authority.issue(holder, &[], from, days).expect("issued");
+        self.folder().write_issued(name, &issued).expect("written");
+    }
+
+    fn keyring(&self, name: &str) -> Result<Keyring, FolderError> {
+        self.put_if_absent(name);
+        Keyring::open(self.dir.path(), node(name))
+    }
+
+    fn put_if_absent(&self, name: &str) {
+        if !self.folder().certificate_file(name).exists() {
+            self.put(name, &node(name), SystemTime::now(), NODE_DAYS);
+        }
+    }
+}
+
+fn node(name: &str) -> Holder {
+    Holder::node(ClusterId(7), name)
+}
+
+/// Both sides' word on a handshake of the dialler `keys` with the acceptor `theirs`, which must be `peer`.
+fn shake(keys: &Keys, theirs: &Keys, peer: &str) -> (Result<Option<String>, String>, Result<Option<String>, String>) {
+    let name = ServerName::try_from("node").expect("a name");
+    let dialler = ClientConnection::new(keys.dialler(peer).expect("good keys"), name).expect("starts");
+    let acceptor = ServerConnection::new(theirs.acceptor()).expect("starts");
+    let (mut dialler, mut acceptor) = (Connection::from(dialler), Connection::from(acceptor));
+    let (mut of_dialler, mut of_acceptor) = (None, None);
+    for _ in 0..10 {
+        pass(&mut dialler, &mut acceptor, &mut of_acceptor);
+        pass(&mut acceptor, &mut dialler, &mut of_dialler);
+    }
+    let word = |failure: Option<String>, side: &Connection, keys: &Keys| match failure {
+        Some(why) => Err(why),
+        None if side.is_handshaking() => Err("it does not go on".to_owned()),
+        None => Ok(keys.node_of(side.peer_certificates())),
+    };
+    (word(of_dialler, &dialler, keys), word(of_acceptor, &acceptor, theirs))
+}
+
+fn pass(from: &mut Connection, to: &mut Connection, failure: &mut Option<String>) {
+    let mut bytes = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut bytes).expect("memory takes all");
+    }
+    let mut rest = &bytes[..];
+    while !rest.is_empty() && failure.is_none() {
+        to.read_tls(&mut rest).expect("memory gives all");
+        if let Err(error) = to.process_new_packets() {
+            *failure = Some(sentence(&error));
+        }
+    }
+}
+
+#[test]
+fn two_nodes_of_a_cluster_know_each_other_by_name() {
+    let place = Place::new();
+    let (alpha, beta) = (place.keyring("alpha").expect("good"), place.keyring("beta").expect("good"));
+    let (of_alpha, of_beta) = shake(&alpha.now(), &beta.now(), "beta");
+    assert_eq!(of_alpha, Ok(Some("beta".to_owned())));
+    assert_eq!(of_beta, Ok(Some("alpha".to_owned())));
+}
+
+#[test]
+fn whoever_is_not_who_it_must_be_is_refused_with_the_cause() {
+    let now = SystemTime::now();
+    let (place, elsewhere) = (Place::new(), Place::new());
+    let (alpha, beta) = (place.keyring("alpha").expect("good"), place.keyring("beta").expect("good"));
+    // The acceptor is another node than the one that was dialled.
+    let (of_alpha, of_beta) = shake(&alpha.now(), &beta.now(), "gamma");
+    assert!(
+        of_alpha.clone().expect_err("not gamma").contains("\"beta\", and node \"gamma\" must be there"),
+        "{of_alpha:?}"
+    );
+    assert!(of_beta.clone().expect_err("refused").contains("refuses this node's certificate"), "{of_beta:?}");
+    // Another authority, on either side.
+    let foreign = elsewhere.keyring("beta").expect("good there");
+    let (of_alpha, of_beta) = shake(&alpha.now(), &foreign.now(), "beta");
+    assert!(of_alpha.expect_err("a stranger").contains("not signed by the authority"));
+    assert!(of_beta.expect_err("told").contains("does not trust the authority"));
+    let foreign = elsewhere.keyring("alpha").expect("good there");
+    let keys = Keys::trusting(&alpha.now(), &foreign);
+    let (_, of_beta) = shake(&keys, &beta.now(), "beta");
+    assert!(of_beta.expect_err("a stranger").contains("not signed by the authority"));
+    // The right authority and the wrong certificate.
+    let expired = now - DAYS * 20;
+    let cases: [(&str, Holder, SystemTime, u32, &str); 5] = [
+        ("expired", node("beta"), expired, 10, "its certificate expired on"),
+        ("not yet", node("beta"), now + DAYS * 3, 10, "is valid from"),
+        ("a client", Holder { kind: Kind::Client, ..node("beta") }, now, 10, "made for another purpose"),
+        ("a cluster", Holder { cluster: ClusterId(8), ..node("beta") }, now, 10, "of another cluster"),
+        ("a name", node("gamma"), now, 10, "\"gamma\", and node \"beta\" must be there"),
+    ];
+    for (what, holder, from, days, why) in cases {
+        let issued = place.authority.issue(&holder, &[], from, days).expect("issued");
+        let keys = Keys::with_certificate(&beta.now(), &issued);
+        let (of_alpha, _) = shake(&alpha.now(), &keys, "beta");
+        let of_alpha = of_alpha.expect_err(what);
+        assert!(of_alpha.contains(why), "{what}: {of_alpha}");
+        // And as dialler. The acceptor takes any node of the cluster: whether it is the right one, the hello says.
+        let (_, of_alpha) = shake(&keys, &alpha.now(), "alpha");
+        match what {
+            "a name" => assert_eq!(of_alpha, Ok(Some("gamma".to_owned()))),
+            "a client" => assert!(of_alpha.expect_err(what).contains("NBD client")),
+            _ => assert!(of_alpha.expect_err(what).contains(why), "{what}"),
+        }
+    }
+}
+
+#[test]
+fn a_renewed_certificate_is_used_at_once_and_a_broken_one_is_not() {
+    let place = Place::new();
+    place.put("alpha", &node("alpha"), SystemTime::now(), 10);
+    let alpha = place.keyring("alpha").expect("good");
+    let warned = alpha.warning().expect("it ends soon");
+    assert!(warned.contains("expires on") && warned.contains("repblk cert renew alpha"), "{warned}");
+    place.put("alpha", &node("alpha"), SystemTime::now(), NODE_DAYS);
+    assert_eq!(alpha.warning(), None);
+    let good = alpha.now().not_after;
+    // What somebody copied without care.
+    let cases: [(&str, &dyn Fn()); 4] = [
+        ("does not go with its key", &|| {
+            let other = place.authority.issue(&node("alpha"), &[], SystemTime::now(), 5).expect("issued");
+            std::fs::write(place.folder().certificate_file("alpha"), other.certificate).expect("written");
+        }),
+        ("is not that of this node", &|| place.put("alpha", &node("beta"), SystemTime::now(), 5)),
+        ("others than its owner may use it", &|| {
+            place.put("alpha", &node("alpha"), SystemTime::now(), 5);
+            let open = std::fs::Permissions::from_mode(0o640);
+            std::fs::set_permissions(place.folder().key_file("alpha"), open).expect("set");
+        }),
+        ("cannot be read", &|| {
+            place.put("alpha", &node("alpha"), SystemTime::now(), 5);
+            std::fs::remove_file(place.folder().secret_file()).expect("removed");
+        }),
+    ];
+    for (why, harm) in cases {
+        harm();
+        assert_eq!(alpha.now().not_after, good, "{why}: the good keys are used on");
+        assert!(alpha.warning().is_some_and(|told| told.contains(why)), "{why}: {:?}", alpha.warning());
+        assert!(Keyring::open(place.dir.path(), node("alpha")).is_err_and(|error| error.to_string().contains(why)));
+    }
+}
+
+#[test]
+fn the_warning_begins_thirty_days_before_the_end() {
+    let place = Place::new();
+    let keys = place.keyring("alpha").expect("good").now();
+    let end = keys.not_after;
+    assert_eq!(keys.warning(end - WARNING_DAYS * DAY), None);
+    assert!(keys.warning(end - WARNING_DAYS * DAY + 1).is_some_and(|told| told.contains("in 29 days")));
+    assert!(keys.warning(end).is_some_and(|told| told.contains("in 0 days")));
+    assert!(
+        keys.warning(end + 1)
+            .is_some_and(|told| told.contains("expired on") && told.contains("links that stand go on"))
+    );
+}
+
+#[test]
+fn every_file_is_its_owners_alone() {
+    let place = Place::new();
+    place.put_if_absent("alpha");
+    let made: Vec<_> =
+        std::fs::read_dir(place.dir.path()).expect("is there").map(|entry| entry.expect("read")).collect();
+    assert_eq!(made.len(), 5, "{made:?}");
+    for entry in made {
+        assert_eq!(entry.metadata().expect("facts").permissions().mode() & 0o777, 0o600, "{entry:?}");
+    }
+    assert_eq!(place.folder().names(), ["alpha"]);
+}
