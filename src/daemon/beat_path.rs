@@ -168,3 +168,109 @@ impl BeatPath {
         debug!(peer = self.peer, address = %self.to, %error, "heartbeat not sent");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two nodes with a path each way, and their sockets.
+    struct Two {
+        sockets: [Arc<UdpSocket>; 2],
+        guards: [Arc<Guard>; 2],
+        ends: [Arc<BeatPath>; 2],
+    }
+
+    impl Two {
+        async fn new() -> Self {
+            let bind = async || Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("bound"));
+            let sockets = [bind().await, bind().await];
+            let text = include_str!("../../docs/repblk.example.toml");
+            let mut config = Config::parse(text, std::path::Path::new("example")).expect("the example is right");
+            for (node, socket) in config.nodes.iter_mut().zip(&sockets) {
+                node.heartbeat = vec![socket.local_addr().expect("bound")];
+            }
+            let guards = [Guard::without_keys(), Guard::without_keys()];
+            let end = |me: usize| {
+                let incarnation = 10 + u64::try_from(me).expect("small");
+                let sockets = &sockets[me..=me];
+                let paths = BeatPaths::new(&config, &config.nodes[me], sockets, incarnation, &guards[me]);
+                Arc::clone(&paths.to(&config.nodes[1 - me].name)[0])
+            };
+            let ends = [end(0), end(1)];
+            Self { sockets, guards, ends }
+        }
+
+        /// Takes what came to `me`; the body, if it was believed.
+        async fn take(&self, me: usize) -> (Vec<u8>, Option<Vec<u8>>) {
+            let mut datagram = vec![0; 2000];
+            let (len, from) = self.sockets[me].recv_from(&mut datagram).await.expect("comes");
+            assert_eq!(from, self.ends[me].to);
+            datagram.truncate(len);
+            let body = self.ends[me].open(&datagram).map(<[u8]>::to_vec);
+            (datagram, body)
+        }
+
+        fn counted(&self, me: usize) -> [u64; 3] {
+            let counters = &self.guards[me].disbelieved;
+            [&counters.forged, &counters.replayed, &counters.foreign].map(|counter| counter.load(Ordering::Relaxed))
+        }
+
+        async fn send(&self, from: usize, body: &[u8]) {
+            self.sockets[from].writable().await.expect("open");
+            self.ends[from].send(body).expect("room");
+        }
+    }
+
+    /// The first beat of a stranger is not believed, and all others are: two datagrams without a body make it known.
+    #[tokio::test]
+    async fn strangers_come_to_know_each_other_within_one_beat() {
+        let two = Two::new().await;
+        two.send(0, b"first").await;
+        assert_eq!(two.take(1).await.1, None, "it answers nothing");
+        two.take(0).await;
+        two.take(1).await;
+        two.send(0, b"second").await;
+        assert_eq!(two.take(1).await.1.as_deref(), Some(&b"second"[..]));
+        two.take(0).await;
+        two.send(1, b"back").await;
+        assert_eq!(two.take(0).await.1.as_deref(), Some(&b"back"[..]));
+        assert_eq!([two.counted(0), two.counted(1)], [[0, 0, 0], [0, 1, 0]]);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_believed_is_counted_and_changes_nothing() {
+        let two = Two::new().await;
+        two.send(0, b"hello").await;
+        for me in [1, 0, 1, 0] {
+            two.take(me).await;
+        }
+        two.send(0, b"heard").await;
+        let (recorded, heard) = two.take(1).await;
+        assert!(heard.is_some());
+        for _ in 0..1000 {
+            assert_eq!(two.ends[1].open(&recorded), None);
+        }
+        let mut forged = recorded.clone();
+        forged[60] ^= 1;
+        for _ in 0..500 {
+            assert_eq!(two.ends[1].open(&forged), None);
+        }
+        assert_eq!(two.ends[1].open(b"GET / HTTP/1.1"), None);
+        assert_eq!(two.counted(1), [500, 1001, 1]);
+        two.send(0, b"goes on").await;
+        assert_eq!(two.take(1).await.1.as_deref(), Some(&b"goes on"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_recordings_is_answered_seldom_and_a_newcomer_at_once() {
+        let two = Two::new().await;
+        let now = Instant::now();
+        let mut inner = two.ends[0].inner();
+        let later = now + REPLY_INTERVAL;
+        assert!(inner.may_reply(1, now));
+        assert!(!(0..1000).any(|_| inner.may_reply(1, now)));
+        assert!(inner.may_reply(2, now) && inner.may_reply(1, later) && !inner.may_reply(1, later));
+        (100..1100).for_each(|life| assert!(inner.may_reply(life, later)));
+        assert_eq!(inner.replied.len(), LIVES_MAX);
+    }
+}

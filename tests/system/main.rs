@@ -43,6 +43,7 @@ mod raw_nbd;
 #[expect(dead_code, reason = "the simulator also draws waiting times")]
 mod rng;
 mod roles;
+mod security;
 mod shim;
 mod tools;
 mod weather;

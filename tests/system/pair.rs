@@ -24,11 +24,13 @@ pub(crate) struct Setup {
     pub(crate) external: bool,
     /// The lines of `[arbiter]`; empty for none.
     pub(crate) arbiter: String,
+    /// The nodes have keys: TLS on the data link.
+    pub(crate) keys: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { size: 32 * MIB, mode: "sync", volume_keys: "", external: false, arbiter: String::new() }
+        Self { size: 32 * MIB, mode: "sync", volume_keys: "", external: false, arbiter: String::new(), keys: false }
     }
 }
 
@@ -52,6 +54,9 @@ impl Pair {
         write_config(&beta, &alpha.data, &beta.data, &alpha, &beta, setup);
         for node in [&alpha, &beta] {
             sparse(&node.device, setup.size);
+        }
+        if setup.keys {
+            alpha.cli(&["cert", "init"]).ok();
         }
         Self { alpha, beta, proxy, dir }
     }
@@ -138,6 +143,10 @@ pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn write_config(of: &Node, alpha_data: &str, beta_data: &str, alpha: &Node, beta: &Node, setup: &Setup) {
     let mut text = "cluster = \"test\"\n".to_owned();
+    if setup.keys {
+        write!(text, "\n[security]\nkeys = \"{}\"\n", of.config.with_file_name("keys").display())
+            .expect("a string takes everything");
+    }
     if !setup.arbiter.is_empty() {
         write!(text, "\n[arbiter]\n{}\n", setup.arbiter).expect("a string takes everything");
     }

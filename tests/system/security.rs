@@ -1,0 +1,119 @@
+//! Nodes that prove who they are, and strangers that cannot.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, SystemTime};
+
+use repblk::daemon::identity::cluster_id;
+use repblk::tls::{Authority, Folder, Holder};
+use serde_json::Value;
+
+use crate::ledger::Ledger;
+use crate::node::Node;
+use crate::pair::{Pair, Setup, in_sync, reconfigure};
+use crate::tools::{LONG, SHORT, wait_for};
+
+fn with_keys() -> Setup {
+    Setup { keys: true, ..Setup::default() }
+}
+
+/// What the node says of its keys and of what it did not believe.
+fn security(node: &Node) -> Value {
+    let text = node.cli(&["status", "--json"]).ok();
+    serde_json::from_str::<Value>(&text).expect("JSON")["security"].clone()
+}
+
+fn wait_security(node: &Node, what: &str, fits: impl Fn(&Value) -> bool) {
+    wait_for(what, SHORT, || Some(()).filter(|()| fits(&security(node))));
+}
+
+/// Everything at once, under load: certificates and the secret are renewed, strangers stall in handshakes, the link is cut and comes back.
+#[test]
+fn a_pair_with_keys_renews_them_and_lets_no_stranger_hold_it_up() {
+    let pair = Pair::up(&with_keys());
+    assert_eq!(security(&pair.alpha)["mode"], "keys");
+    let ledger = Ledger::start(&[pair.alpha.place()], 4, 64);
+    ledger.wait_more(200, SHORT);
+    pair.alpha.cli(&["cert", "renew", "--secret", "--days", "20"]).ok();
+    for node in [&pair.alpha, &pair.beta] {
+        wait_security(node, "the warning", |security| {
+            security["warning"].as_str().is_some_and(|warning| warning.contains("in 19 days"))
+        });
+    }
+    // The half of them begin a handshake. More than there are seats.
+    let strangers: Vec<TcpStream> = (0..150)
+        .map(|i| {
+            let mut stranger = TcpStream::connect(&pair.beta.data).expect("beta listens");
+            if i % 2 == 0 {
+                stranger.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).expect("room");
+            }
+            stranger
+        })
+        .collect();
+    pair.proxy.cut();
+    pair.alpha.wait("the loss of the link", SHORT, |volume| volume["peers"][0]["connection"] != "connected");
+    pair.proxy.mend();
+    pair.alpha.wait("the link in spite of the strangers", SHORT, in_sync);
+    drop(strangers);
+    ledger.wait_more(200, SHORT);
+    let book = ledger.stop();
+    assert_eq!(book.reconnects, 0, "no client was dropped");
+    book.audit(&mut pair.alpha.client());
+    // Heartbeats under the new secret are believed.
+    for node in [&pair.alpha, &pair.beta] {
+        let path = &node.status()["peers"][0]["heartbeat"][0];
+        assert_eq!((&path["alive"], &path["heard_by_peer"]), (&Value::Bool(true), &Value::Bool(true)), "{path}");
+        assert_eq!(security(node)["heartbeats_forged"], 0);
+    }
+    pair.assert_identical();
+}
+
+/// A date that has passed is no reason to stop mirroring; it is one to believe nobody new, and both nodes say so.
+#[test]
+fn an_expired_certificate_ends_no_link_and_makes_none() {
+    let pair = Pair::up(&with_keys());
+    let folder = Folder::new(&pair.dir.path().join("keys"));
+    let put = |authority: &Authority, from: SystemTime| {
+        let beta = Holder::node(cluster_id("test"), "beta");
+        folder.write_issued("beta", &authority.issue(&beta, &[], from, 10).expect("issued")).expect("written");
+    };
+    let why = |says: &'static str| {
+        pair.alpha
+            .wait(says, SHORT, move |volume| volume["peers"][0]["why"].as_str().is_some_and(|why| why.contains(says)));
+    };
+    let authority = folder.authority().expect("it was made here");
+    let linked = |node: &Node| node.status()["peers"][0]["connection_ms"].as_u64().expect("a number");
+    let before = linked(&pair.alpha);
+    put(&authority, SystemTime::now() - Duration::from_secs(20 * 86_400));
+    wait_security(&pair.beta, "the warning", |security| {
+        security["warning"].as_str().is_some_and(|warning| warning.contains("expired on"))
+    });
+    assert!(linked(&pair.alpha) > before, "the link stands");
+    pair.proxy.cut();
+    pair.alpha.wait("the loss of the link", SHORT, |volume| volume["peers"][0]["connection"] != "connected");
+    pair.proxy.mend();
+    why("its certificate expired on");
+    // Somebody else's authority is no better.
+    put(&Authority::create("test", 10).expect("made"), SystemTime::now());
+    why("not signed by the authority that this node trusts");
+    put(&authority, SystemTime::now());
+    pair.alpha.wait("the link with a good certificate", LONG, in_sync);
+    pair.assert_identical();
+}
+
+/// Keys on one side only: both sides say what is the matter, and nothing is mirrored in the clear.
+#[test]
+fn a_node_without_keys_is_not_let_in() {
+    let mut pair = Pair::up(&with_keys());
+    pair.beta.kill();
+    reconfigure(&pair.beta.config, "[security]\nkeys = ", "# ");
+    pair.beta.start();
+    let says = |volume: &Value, what: &str| volume["peers"][0]["why"].as_str().is_some_and(|why| why.contains(what));
+    pair.alpha.wait("the reason", SHORT, |volume| says(volume, "it has no keys configured"));
+    wait_for("the other side's reason", SHORT, || {
+        Some(()).filter(|()| pair.beta.log_end().contains("the peer speaks TLS, and this node has no keys"))
+    });
+    // Nor are its heartbeats believed.
+    wait_security(&pair.alpha, "heartbeats not believed", |security| security["heartbeats_forged"] != 0);
+    assert_eq!(pair.alpha.status()["peers"][0]["heartbeat"][0]["alive"], false);
+}
