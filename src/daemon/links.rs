@@ -114,10 +114,12 @@ async fn encrypt(stream: TcpStream, peer: &str, guard: &Guard) -> Result<Stream<
 async fn handshake<T>(who: &str, shaking: impl Future<Output = std::io::Result<T>>) -> Result<T, ExchangeError> {
     match timeout(HANDSHAKE_TIME, shaking).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => Err(ExchangeError::Distrust(format!(
-            "{who} ended the connection within the handshake of TLS: it has no keys configured, or does not believe this node; \
+        Ok(Err(error)) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+            Err(ExchangeError::Distrust(format!(
+                "{who} ended the connection within the handshake of TLS: it has no keys configured, or does not believe this node; \
              its log says which"
-        ))),
+            )))
+        }
         Ok(Err(error)) => Err(ExchangeError::Distrust(format!("{who}: {}", explain(&error)))),
         Err(_) => Err(ExchangeError::Slow),
     }

@@ -5,7 +5,7 @@
 //!      0    8 magic "REPBLKSD"
 //!      8    2 version, 1
 //!     10    2 length of the body
-//!     12    4 reserved, zero
+//!     12    4 which secret is the sender's newest
 //!     16    8 incarnation: drawn when the sender started
 //!     24    8 counter, from 1 in each incarnation
 //!     32    8 challenge: what the receiver shall answer, to be believed
@@ -23,6 +23,11 @@
 //! receiver and change whenever it came to know a new life of its peer. From a known life it takes each counter once, and none that is
 //! [`window::LEN`] older than the newest. A genuine datagram that answers nothing may be a newcomer's or a recorded one: it changes nothing, and
 //! is answered by one without a body, which a newcomer can answer and a recording cannot.
+//!
+//! # Changing the secret
+//!
+//! A node accepts the secrets that it has, and sends under its newest one as soon as the peer has told that it has it too; until then under
+//! the one before. So the secret changes without a datagram lost, in whatever order and however slowly the nodes are given the new one.
 //!
 //! What is *not* hidden is the body: it is authentic, and readable. What cannot be noticed is delay: a datagram that is held back and delivered
 //! before any later one is taken.
@@ -75,9 +80,10 @@ pub enum Opened<'d> {
 #[derive(Clone, Debug)]
 pub struct Seal {
     outward: Route,
-    send: hmac::Key,
-    /// The first one is the one in use, the others are accepted.
-    accept: Vec<hmac::Key>,
+    /// The newest first.
+    keys: Vec<Keys>,
+    /// Names the newest secret of the peer; none before one was heard.
+    peers_newest: Option<u32>,
     incarnation: u64,
     counter: u64,
     /// Lives of the peer that were believed.
@@ -98,6 +104,7 @@ struct Life {
 }
 
 struct Fields {
+    newest: u32,
     incarnation: u64,
     counter: u64,
     challenge: u64,
@@ -105,16 +112,17 @@ struct Fields {
 }
 
 impl Seal {
-    /// The end of `outward` at its sender, whose life `incarnation` is: drawn at its start, and never the same again. `secrets` are the one in
-    /// use and those that are accepted beside it.
+    /// The end of `outward` at its sender, whose life `incarnation` is: drawn at its start, and never the same again. `secrets` are those
+    /// that are accepted, the newest first.
     ///
     /// # Panics
     /// When there is no secret.
     #[must_use]
     pub fn new(secrets: &[Secret], outward: Route, incarnation: u64) -> Self {
-        let (send, accept) = keys(secrets, &outward);
-        let challenge = challenge(&send, incarnation, 0);
-        Self { outward, send, accept, incarnation, counter: 0, known: 0, challenge, answer: 0, peer: None }
+        let keys = keys(secrets, &outward);
+        let challenge = challenge(&keys[0].send, incarnation, 0);
+        let (counter, known, answer, peer, peers_newest) = (0, 0, 0, None, None);
+        Self { outward, keys, peers_newest, incarnation, counter, known, challenge, answer, peer }
     }
 
     /// Goes on with other secrets; who is known stays known.
@@ -122,7 +130,7 @@ impl Seal {
     /// # Panics
     /// When there is no secret.
     pub fn change_secrets(&mut self, secrets: &[Secret]) {
-        (self.send, self.accept) = keys(secrets, &self.outward);
+        self.keys = keys(secrets, &self.outward);
     }
 
     /// The next datagram.
@@ -141,21 +149,32 @@ impl Seal {
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&u16::try_from(body.len()).expect("bounded above").to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.keys[0].name.to_le_bytes());
         for field in [self.incarnation, self.counter, self.challenge, answer] {
             bytes.extend_from_slice(&field.to_le_bytes());
         }
         bytes.extend_from_slice(body);
-        let tag = hmac::sign(&self.send, &bytes);
+        let tag = hmac::sign(self.sending(), &bytes);
         bytes.extend_from_slice(&tag.as_ref()[..TAG_LEN]);
         bytes
+    }
+
+    /// The key that the peer accepts.
+    fn sending(&self) -> &hmac::Key {
+        let place = match self.peers_newest {
+            // A newest one that is not known here is newer than all of these.
+            Some(name) => self.keys.iter().position(|keys| keys.name == name).unwrap_or(0),
+            // Now one and now another, in no order that two nodes could miss each other in, until the peer has answered.
+            None => usize::from(self.counter.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[0]) % self.keys.len(),
+        };
+        &self.keys[place].send
     }
 
     /// Judges what came on this path from the peer's address.
     #[must_use]
     pub fn open<'d>(&mut self, datagram: &'d [u8]) -> Opened<'d> {
         let Some((signed, tag)) = split(datagram) else { return Opened::Foreign };
-        if !self.accept.iter().any(|key| fits(key, signed, tag)) {
+        if !self.keys.iter().any(|keys| fits(&keys.accept, signed, tag)) {
             return Opened::Forged;
         }
         let fields = Fields::of(signed);
@@ -174,7 +193,7 @@ impl Seal {
                 }
                 // Only the newest one says what the peer wants to hear.
                 if life.window.newest() == fields.counter {
-                    self.answer = fields.challenge;
+                    (self.answer, self.peers_newest) = (fields.challenge, Some(fields.newest));
                 }
                 Opened::Fresh { body, newcomer: false }
             }
@@ -182,8 +201,8 @@ impl Seal {
                 let window = Window::starting_with(fields.counter);
                 self.peer = Some(Life { incarnation: fields.incarnation, answered: fields.answer, window });
                 self.known += 1;
-                self.challenge = challenge(&self.send, self.incarnation, self.known);
-                self.answer = fields.challenge;
+                self.challenge = challenge(&self.keys[0].send, self.incarnation, self.known);
+                (self.answer, self.peers_newest) = (fields.challenge, Some(fields.newest));
                 Opened::Fresh { body, newcomer: true }
             }
             _ => Opened::Unproven { incarnation: fields.incarnation, reply: self.answering(fields.challenge, &[]) },
@@ -194,14 +213,24 @@ impl Seal {
 impl Fields {
     fn of(header: &[u8]) -> Self {
         let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
-        Self { incarnation: number(16), counter: number(24), challenge: number(32), answer: number(40) }
+        let newest = u32::from_le_bytes(header[12..16].try_into().expect("four bytes"));
+        Self { newest, incarnation: number(16), counter: number(24), challenge: number(32), answer: number(40) }
     }
 }
 
-fn keys(secrets: &[Secret], outward: &Route) -> (hmac::Key, Vec<hmac::Key>) {
+/// What follows from one secret.
+#[derive(Clone, Debug)]
+struct Keys {
+    name: u32,
+    send: hmac::Key,
+    accept: hmac::Key,
+}
+
+fn keys(secrets: &[Secret], outward: &Route) -> Vec<Keys> {
+    assert!(!secrets.is_empty(), "there is a secret in use");
     let inward = outward.back();
-    let send = secrets.first().expect("there is a secret in use").key(outward);
-    (send, secrets.iter().map(|secret| secret.key(&inward)).collect())
+    let of = |secret: &Secret| Keys { name: secret.name(), send: secret.key(outward), accept: secret.key(&inward) };
+    secrets.iter().map(of).collect()
 }
 
 /// What is signed, and the tag, of bytes that have the form of a sealed datagram.
@@ -211,7 +240,6 @@ fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
     let right = signed[..8] == MAGIC
         && signed[8..10] == VERSION.to_le_bytes()
         && usize::from(u16::from_le_bytes([signed[10], signed[11]])) == body_len
-        && signed[12..16] == [0; 4]
         && body_len <= BODY_LEN_MAX;
     right.then_some((signed, tag))
 }

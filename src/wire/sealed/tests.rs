@@ -129,23 +129,45 @@ fn two_that_start_at_once_come_to_know_each_other() {
     }
 }
 
+/// Whoever is given the new secret first, and however long the other waits for it.
 #[test]
 fn a_secret_is_changed_without_a_beat_lost() {
-    let (mut alpha, mut beta) = acquainted();
-    // First both accept the new one, then each uses it.
-    for (of_alpha, of_beta) in [
-        (vec![secret(1), secret(2)], vec![secret(1)]),
-        (vec![secret(1), secret(2)], vec![secret(1), secret(2)]),
-        (vec![secret(2), secret(1)], vec![secret(1), secret(2)]),
-        (vec![secret(2), secret(1)], vec![secret(2), secret(1)]),
-        (vec![secret(2)], vec![secret(2)]),
-    ] {
-        alpha.change_secrets(&of_alpha);
-        beta.change_secrets(&of_beta);
-        assert!(is_fresh(&beta.open(&alpha.seal(b"a"))) && is_fresh(&alpha.open(&beta.seal(b"b"))));
+    let (old, both, new) = (vec![secret(1)], vec![secret(2), secret(1)], vec![secret(2)]);
+    for alpha_first in [true, false] {
+        let (mut alpha, mut beta) = acquainted();
+        for (first, second) in [(&old, &old), (&both, &old), (&both, &both), (&new, &both), (&new, &new)] {
+            let (of_alpha, of_beta) = if alpha_first { (first, second) } else { (second, first) };
+            alpha.change_secrets(of_alpha);
+            beta.change_secrets(of_beta);
+            for _ in 0..3 {
+                assert!(is_fresh(&beta.open(&alpha.seal(b"a"))) && is_fresh(&alpha.open(&beta.seal(b"b"))));
+            }
+        }
+        let mut left_behind = Seal::new(&old, route(), 13);
+        assert_eq!(beta.open(&left_behind.seal(b"")), Opened::Forged, "the old secret is worth nothing now");
     }
-    let mut old = Seal::new(&[secret(1)], route(), 13);
-    assert_eq!(beta.open(&old.seal(b"")), Opened::Forged, "the old secret is worth nothing now");
+}
+
+/// A node that starts in the middle of a change finds the secret that the other has.
+#[test]
+fn strangers_find_the_secret_that_both_have() {
+    for (of_alpha, of_beta) in [(vec![2, 1], vec![1]), (vec![1], vec![2, 1]), (vec![3, 2], vec![2, 1])] {
+        let secrets = |numbers: &[u8]| numbers.iter().map(|&number| secret(number)).collect::<Vec<_>>();
+        let mut alpha = Seal::new(&secrets(&of_alpha), route(), 10);
+        let mut beta = Seal::new(&secrets(&of_beta), route().back(), 20);
+        for _ in 0..20 {
+            if let Opened::Unproven { reply, .. } = beta.open(&alpha.seal(b"a")) {
+                let _ = alpha.open(&reply);
+            }
+            if let Opened::Unproven { reply, .. } = alpha.open(&beta.seal(b"b")) {
+                let _ = beta.open(&reply);
+            }
+        }
+        assert!(
+            is_fresh(&beta.open(&alpha.seal(b"a"))) && is_fresh(&alpha.open(&beta.seal(b"b"))),
+            "{of_alpha:?} {of_beta:?}"
+        );
+    }
 }
 
 proptest! {
@@ -168,7 +190,6 @@ proptest! {
             datagram[..8].copy_from_slice(&MAGIC);
             datagram[8..10].copy_from_slice(&1u16.to_le_bytes());
             datagram[10..12].copy_from_slice(&body.to_le_bytes());
-            datagram[12..16].fill(0);
             prop_assert_eq!(beta.open(&datagram), Opened::Forged);
         } else {
             prop_assert_eq!(beta.open(&datagram), Opened::Foreign);
