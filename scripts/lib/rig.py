@@ -236,10 +236,11 @@ class Repblk(System):
     """A pair of nodes, or node `a` of a pair whose other node is never there."""
 
     def __init__(self, rig, name, binary, size, mode="sync", direct=False, pair=True, synced=True,
-                 volume_keys="", volumes=1, relay=()):
+                 volume_keys="", volumes=1, relay=(), keys=False):
         self.rig, self.binary, self.name = rig, binary, name
         self.nodes = ["a", "b"] if pair else ["a"]
         self.daemons = {}
+        self.keys = keys
         self.volumes = ["v", *(f"v{number}" for number in range(2, volumes + 1))]
         ports = dict(zip(("a", "b", "beat-a", "beat-b", "relay-a", "relay-b"), free_ports(6)))
         for node in "ab":
@@ -250,6 +251,8 @@ class Repblk(System):
             if relay:
                 listen, to = f"127.0.0.1:{ports['relay-' + node]}", f"127.0.0.1:{ports[node]}"
                 rig.start(f"{name}-relay-{node}", *relay, "--listen", listen, "--to", to)
+        if keys:
+            self.run("a", "cert", "init")
         for node in self.nodes:
             for volume in self.volumes:
                 rig.make_file(f"{name}-{node}-{volume}.img", size)
@@ -270,6 +273,8 @@ class Repblk(System):
     def configuration(self, data, ports, keys):
         """The text of a configuration: data ports by node, other ports by name, keys of each volume."""
         text = 'cluster = "rig"\n'
+        if self.keys:
+            text += f'[security]\nkeys = "{self.rig.path(self.name + "-keys")}"\n'
         for node in "ab":
             path = self.rig.path(f"{self.name}-{node}")
             text += (f'[[node]]\nname = "{node}"\ndata = "127.0.0.1:{data[node]}"\n'
