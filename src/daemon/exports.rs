@@ -3,6 +3,8 @@
 //! A client has [`NEGOTIATION_TIME`] for its negotiation, and sits in a lobby meanwhile: those that never agree lose their seats to
 //! newcomers and keep nobody out. From a node that is not primary it gets a refusal that names the
 //! primary, at once; nothing waits for a promotion.
+//!
+//! With keys a client may, or must, ask for TLS first (`STARTTLS`). The handshake is part of the negotiation and of its time.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,19 +15,23 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::config::Config;
+use super::config::{Config, NbdTlsMode};
 use super::handle::{Client, VolumeHandle};
 use super::lobby::Lobby;
+use super::security::Guard;
 use super::sockets::UnixSocket;
+use super::stream::{Stream, explain};
 use crate::condition::Role;
+use crate::dataplane::Negotiated;
 use crate::dataplane::mailbox::{ClientManners, State};
 use crate::generation::Lineage;
 use crate::nbd::constants::BASE_ALLOCATION_ID;
 use crate::nbd::{
     ExportInfo, ExportListing, ExportRefusal, Exports, FOLLOW_SUFFIX, Handover, Mode, Negotiation, Next, RefusalCode,
-    Standing, follow_name,
+    Standing, Tls, follow_name,
 };
 use crate::units::SessionId;
 use crate::volume::io::Snapshot;
@@ -44,6 +50,7 @@ pub(super) struct ExportDesk {
     node: String,
     lobby: Arc<Lobby>,
     places: Arc<Semaphore>,
+    guard: Arc<Guard>,
     next_session: AtomicU64,
 }
 
@@ -51,9 +58,13 @@ pub(super) struct ExportDesk {
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The bare socket.
     fn into_socket(self) -> std::io::Result<OwnedFd>;
+    /// Bytes on it may pass other hosts.
+    const LEAVES_HOST: bool;
 }
 
 impl Transport for TcpStream {
+    const LEAVES_HOST: bool = true;
+
     fn into_socket(self) -> std::io::Result<OwnedFd> {
         self.set_nodelay(true)?;
         Ok(self.into_std()?.into())
@@ -61,16 +72,23 @@ impl Transport for TcpStream {
 }
 
 impl Transport for UnixStream {
+    const LEAVES_HOST: bool = false;
+
     fn into_socket(self) -> std::io::Result<OwnedFd> {
         Ok(self.into_std()?.into())
     }
 }
 
 impl ExportDesk {
-    pub(super) fn new(volumes: Vec<Arc<VolumeHandle>>, config: Arc<Config>, node: &str) -> Arc<Self> {
+    pub(super) fn new(
+        volumes: Vec<Arc<VolumeHandle>>,
+        config: Arc<Config>,
+        node: &str,
+        guard: Arc<Guard>,
+    ) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
-        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, next_session: AtomicU64::new(1) })
+        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, guard, next_session: AtomicU64::new(1) })
     }
 
     /// Takes clients over TCP, for ever.
@@ -107,11 +125,11 @@ impl ExportDesk {
     }
 
     /// Negotiates and hands over.
-    async fn serve(&self, mut stream: impl Transport, from: &str) -> Result<(), String> {
-        let seated = self.lobby.seat(timeout(NEGOTIATION_TIME, self.negotiate(&mut stream))).await;
+    async fn serve(&self, stream: impl Transport, from: &str) -> Result<(), String> {
+        let seated = self.lobby.seat(timeout(NEGOTIATION_TIME, self.negotiate(stream))).await;
         let agreed = seated.ok_or("newcomers needed its seat before there was agreement")?;
         let late = |_| format!("no agreement within {} s", NEGOTIATION_TIME.as_secs());
-        let (handover, leftover) = agreed.map_err(late)??;
+        let (stream, handover, leftover) = agreed.map_err(late)??;
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| full())?;
         let name = handover.export.name.as_str();
         let (name, follows) = name.strip_suffix(FOLLOW_SUFFIX).map_or((name, false), |name| (name, true));
@@ -123,28 +141,48 @@ impl ExportDesk {
             manners.follows = handover.export.description.parse().ok().map(|told: Standing| told.lineage.current);
         }
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let socket = stream.into_socket().map_err(|error| error.to_string())?;
-        let line = socket.into();
+        let (stream, tls) = stream.into_parts();
+        let line = Negotiated { socket: stream.into_socket().map_err(|error| error.to_string())?, tls };
+        let encrypted = line.tls.is_some();
         let client = Client { session, line, manners, leftover, from: from.to_owned() };
         volume.adopt_client(client, place)?;
-        info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, "NBD client connected");
+        info!(volume = volume.name(), session = session.0, from, mode = ?handover.mode, tls = encrypted, "NBD client connected");
         Ok(())
     }
 
-    async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        stream: &mut S,
-    ) -> Result<(Handover, Vec<u8>), String> {
+    /// What a client over this transport may and must do.
+    fn tls(&self, leaves_host: bool) -> Tls {
+        match self.config.nbd_tls.mode {
+            _ if self.guard.keys().is_none() => Tls::Off,
+            Some(NbdTlsMode::Off) => Tls::Off,
+            Some(NbdTlsMode::Require) if leaves_host => Tls::Required,
+            Some(NbdTlsMode::Allow | NbdTlsMode::Require) | None => Tls::Allowed,
+        }
+    }
+
+    async fn encrypt<S: Transport>(&self, stream: S) -> Result<Stream<S>, String> {
+        let keys = self.guard.keys().ok_or("there are no keys")?;
+        let config = keys.nbd_acceptor(self.config.nbd_tls.certificates)?;
+        let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|error| explain(&error))?;
+        let shown = stream.get_ref().1.peer_certificates();
+        if shown.is_some() && keys.holder_of(shown).is_none() {
+            return Err("its certificate is of nobody in this cluster".to_owned());
+        }
+        Ok(Stream::Tls(Box::new(stream.into())))
+    }
+
+    async fn negotiate<S: Transport>(&self, stream: S) -> Result<(Stream<S>, Handover, Vec<u8>), String> {
+        let mut stream = Stream::Plain(stream);
         let mut out = Vec::new();
-        let mut negotiation = Negotiation::start(&mut out);
+        let mut negotiation = Negotiation::start(&mut out).with_tls(self.tls(S::LEAVES_HOST));
         let mut bytes = Vec::new();
         let mut wanted = negotiation.wanted();
         loop {
-            stream.write_all(&out).await.map_err(|error| error.to_string())?;
+            send(&mut stream, &out).await?;
             out.clear();
             if bytes.is_empty() {
                 bytes.resize(wanted, 0);
-                let got = stream.read(&mut bytes).await.map_err(|error| error.to_string())?;
+                let got = stream.read(&mut bytes).await.map_err(|error| explain(&error))?;
                 bytes.truncate(got);
                 if got == 0 {
                     return Err("it closed the connection during the negotiation".to_owned());
@@ -155,12 +193,24 @@ impl ExportDesk {
             bytes.drain(..progress.consumed);
             match progress.next {
                 Next::Read(more) => wanted = more,
+                Next::StartTls => {
+                    if !bytes.is_empty() {
+                        return Err(
+                            "it sent bytes in the clear behind STARTTLS, which may be somebody else's".to_owned()
+                        );
+                    }
+                    send(&mut stream, &out).await?;
+                    out.clear();
+                    let Stream::Plain(plain) = stream else { return Err("TLS is spoken already".to_owned()) };
+                    stream = self.encrypt(plain).await?;
+                    wanted = negotiation.wanted();
+                }
                 Next::Transmission(handover) => {
-                    stream.write_all(&out).await.map_err(|error| error.to_string())?;
-                    return Ok((*handover, bytes));
+                    send(&mut stream, &out).await?;
+                    return Ok((stream, *handover, bytes));
                 }
                 Next::Close(reason) => {
-                    let _ = stream.write_all(&out).await;
+                    let _ = send(&mut stream, &out).await;
                     let _ = stream.shutdown().await;
                     return Err(reason.to_string());
                 }
@@ -263,6 +313,12 @@ impl Exports for ExportsNow<'_> {
     fn shutting_down(&self) -> bool {
         self.volumes.iter().all(|(volume, _)| volume.ended().is_some())
     }
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(), String> {
+    stream.write_all(bytes).await.map_err(|error| explain(&error))?;
+    // What is encrypted may wait in memory.
+    stream.flush().await.map_err(|error| explain(&error))
 }
 
 fn manners(handover: &Handover) -> ClientManners {

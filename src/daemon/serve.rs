@@ -167,7 +167,7 @@ impl Daemon {
             self.services.push(tokio::spawn(Arc::clone(&beats).keep_listening(path, Arc::clone(socket))));
         }
         self.services.push(tokio::spawn(beats.keep_sending()));
-        let exports = ExportDesk::new(volumes.clone(), Arc::clone(config), &me.name);
+        let exports = ExportDesk::new(volumes.clone(), Arc::clone(config), &me.name, Arc::clone(&guard));
         for socket in nbd_unix {
             self.doors.push(tokio::spawn(Arc::clone(&exports).keep_accepting_unix(socket)));
         }

@@ -165,6 +165,8 @@ impl Front {
                     writer.write_all(&out).await.map_err(|error| error.to_string())?;
                     return Ok(*handover);
                 }
+                // Never offered on a Unix socket.
+                Next::StartTls => return Err("TLS is not offered here".to_owned()),
                 Next::Close(reason) => {
                     let _ = writer.write_all(&out).await;
                     return Err(reason.to_string());

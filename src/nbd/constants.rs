@@ -96,6 +96,8 @@ pub const REP_ERR_UNSUP: u32 = REP_FLAG_ERROR | 1;
 pub const REP_ERR_POLICY: u32 = REP_FLAG_ERROR | 2;
 /// The option's data is wrong.
 pub const REP_ERR_INVALID: u32 = REP_FLAG_ERROR | 3;
+/// TLS must be spoken first.
+pub const REP_ERR_TLS_REQD: u32 = REP_FLAG_ERROR | 5;
 /// The export is not available.
 pub const REP_ERR_UNKNOWN: u32 = REP_FLAG_ERROR | 6;
 /// The server is shutting down.

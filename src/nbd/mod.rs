@@ -34,7 +34,7 @@ pub use client_negotiation::{ClientNegotiation, ClientNext, ClientProgress, Clie
 pub use error::NbdError;
 pub use export::{ExportInfo, ExportListing, ExportRefusal, Exports, Handover, MetaContexts, Mode, RefusalCode, Terms};
 pub use follow::{FOLLOW_SUFFIX, NotAStanding, Standing, follow_name};
-pub use negotiation::{CloseReason, Negotiation, Next, Progress};
+pub use negotiation::{CloseReason, Negotiation, Next, Progress, Tls};
 pub use reply::{Head, ReplyTo};
 pub use request::{Fatal, Header, Reject, Request, header_len, parse_header, validate};
 pub use status::{Allocation, Extent, Extents};

@@ -28,10 +28,25 @@ pub struct Negotiation {
     /// Bytes of `item` that have not arrived.
     missing: usize,
     client: ClientFlags,
-    /// All that options have brought about. A TLS upgrade must put the default back in its place.
+    tls: Tls,
+    /// All that options have brought about. A TLS upgrade puts the default back in its place.
     agreed: Agreed,
     /// Options begun.
     options: u32,
+}
+
+/// What is made of TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Tls {
+    /// It is not offered.
+    #[default]
+    Off,
+    /// A client may ask for it.
+    Allowed,
+    /// A client gets nothing without it.
+    Required,
+    /// It is spoken.
+    Spoken,
 }
 
 /// What is being received.
@@ -77,6 +92,9 @@ pub enum Next {
     Read(usize),
     /// The negotiation has succeeded. Bytes not consumed are the first of the transmission phase.
     Transmission(Box<Handover>),
+    /// The client wants TLS: make the handshake and go on with what it encrypts. Bytes not consumed were not encrypted, may be anybody's, and end
+    /// the connection.
+    StartTls,
     /// Close the connection.
     Close(CloseReason),
 }
@@ -90,6 +108,9 @@ pub enum CloseReason {
     /// `EXPORT_NAME`, which cannot be answered by an error, named an export that is not to be had.
     #[error("the client asked by EXPORT_NAME for an export that is refused: {0}")]
     ExportRefused(ExportRefusal),
+    /// `EXPORT_NAME` where TLS is required and not spoken.
+    #[error("the client asked for an export in the clear; this server requires TLS")]
+    TlsRequired,
     /// `EXPORT_NAME` while the server is shutting down.
     #[error("the client asked for an export while the server is shutting down")]
     ShuttingDown,
@@ -131,9 +152,16 @@ impl Negotiation {
             kept: Vec::new(),
             missing: constants::CLIENT_FLAGS_LEN,
             client: ClientFlags::default(),
+            tls: Tls::Off,
             agreed: Agreed::default(),
             options: 0,
         }
+    }
+
+    /// The same with another way of TLS; before the first byte.
+    #[must_use]
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls, ..self }
     }
 
     /// How many bytes the current item still lacks, as in [`Next::Read`].
@@ -176,7 +204,9 @@ impl Negotiation {
             Item::Data { option, length, drain } => {
                 self.expect(Item::Header, OPTION_HEADER_LEN);
                 let data = if drain { Data::Drained(length) } else { Data::Kept(&kept) };
+                let encrypted = self.tls == Tls::Spoken;
                 self.answer(option, data, exports, out).map(|handover| match handover {
+                    None if self.tls == Tls::Spoken && !encrypted => Some(Next::StartTls),
                     None => Some(Next::Read(self.wanted())),
                     Some(handover) => Some(Next::Transmission(Box::new(handover))),
                 })
@@ -184,7 +214,7 @@ impl Negotiation {
             Item::Ended => panic!("the negotiation has ended; its connection is closed or the data plane's"),
         };
         let next = outcome.unwrap_or_else(|reason| Some(Next::Close(reason)))?;
-        if !matches!(next, Next::Read(_)) {
+        if !matches!(next, Next::Read(_) | Next::StartTls) {
             self.expect(Item::Ended, 0);
         }
         Some(next)
@@ -254,6 +284,10 @@ impl Negotiation {
                 to.ack();
                 return Err(CloseReason::Aborted);
             }
+            (constants::OPT_EXPORT_NAME, _) if self.tls == Tls::Required => return Err(CloseReason::TlsRequired),
+            _ if self.tls == Tls::Required && option != constants::OPT_STARTTLS => {
+                to.error(constants::REP_ERR_TLS_REQD, "this server requires TLS: send STARTTLS first");
+            }
             (constants::OPT_EXPORT_NAME, Data::Kept(name)) => return self.export_name(name, exports, out).map(Some),
             _ if exports.shutting_down() => {
                 to.error(constants::REP_ERR_SHUTDOWN, "the server is shutting down; connect again later");
@@ -268,9 +302,16 @@ impl Negotiation {
                 let message = format!("{length} bytes are too many; at most {OPTION_DATA_MAX} are taken");
                 to.error(constants::REP_ERR_TOO_BIG, &message);
             }
-            (constants::OPT_LIST | constants::OPT_STRUCTURED_REPLY | constants::OPT_EXTENDED_HEADERS, data)
-                if !data.is_empty() =>
-            {
+            (constants::OPT_STARTTLS, _) if self.tls == Tls::Off => {
+                to.error(constants::REP_ERR_UNSUP, "this server does not offer TLS");
+            }
+            (
+                constants::OPT_LIST
+                | constants::OPT_STRUCTURED_REPLY
+                | constants::OPT_EXTENDED_HEADERS
+                | constants::OPT_STARTTLS,
+                data,
+            ) if !data.is_empty() => {
                 let message = format!("option {} takes no data", constants::option_name(option));
                 to.error(constants::REP_ERR_INVALID, &message);
             }
@@ -283,7 +324,14 @@ impl Negotiation {
                 self.agreed.mode = Mode::Extended;
                 to.ack();
             }
-            (constants::OPT_STARTTLS, _) => to.error(constants::REP_ERR_UNSUP, "this server does not offer TLS"),
+            (constants::OPT_STARTTLS, _) if self.tls == Tls::Spoken => {
+                to.error(constants::REP_ERR_INVALID, "TLS is spoken already");
+            }
+            (constants::OPT_STARTTLS, _) => {
+                to.ack();
+                // What was agreed in the clear may be somebody else's wish.
+                (self.tls, self.agreed) = (Tls::Spoken, Agreed::default());
+            }
             _ => to.error(constants::REP_ERR_UNSUP, "this server does not know the option"),
         }
         Ok(None)

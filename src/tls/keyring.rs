@@ -132,6 +132,33 @@ impl Keys {
         Arc::clone(&self.acceptor)
     }
 
+    /// For taking clients of NBD, which must show a certificate of the cluster, or may.
+    ///
+    /// # Errors
+    /// A sentence, when the keys do not allow it.
+    pub fn nbd_acceptor(&self, certificate: bool) -> Result<Arc<ServerConfig>, String> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider);
+        let clients = if certificate { clients } else { clients.allow_unauthenticated() };
+        let clients = clients.build().map_err(|error| format!("the authority cannot be used: {error}"))?;
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has suites of TLS 1.3")
+            .with_client_cert_verifier(clients)
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| format!("this node's certificate cannot be used: {error}"))?;
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Ok(Arc::new(config))
+    }
+
+    /// Who showed `certificates` in a handshake that succeeded; none when nobody of this cluster.
+    #[must_use]
+    pub fn holder_of(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<Holder> {
+        let certificate = super::Certificate::read(certificates?.first()?)?;
+        certificate.holder.filter(|holder| holder.cluster == self.own.cluster)
+    }
+
     /// For a link to the node called `peer`.
     ///
     /// # Errors

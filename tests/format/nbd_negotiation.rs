@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use repblk::nbd::{
     CloseReason, ExportInfo, ExportListing, ExportRefusal, Exports, Handover, MetaContexts, Mode, Negotiation, Next,
-    RefusalCode,
+    RefusalCode, Tls,
 };
 
 const FIXED_NO_ZEROES: [u8; 4] = [0, 0, 0, 3];
@@ -476,4 +476,61 @@ proptest! {
         // At most one answer an option, and every option takes 16 bytes.
         prop_assert!(outcome.sent.len() <= (stream.len() / 16 + 1) * 200);
     }
+}
+
+/// As `converse`, with the server's way of TLS; what is fed stops where the clear ends.
+fn converse_tls(tls: Tls, options: &[Vec<u8>]) -> (Vec<u8>, Vec<Next>, Vec<u8>) {
+    let (mut out, mut seen) = (Vec::new(), Vec::new());
+    let mut negotiation = Negotiation::start(&mut out).with_tls(tls);
+    out.clear();
+    let mut bytes = [&FIXED_NO_ZEROES[..], &options.concat()].concat();
+    loop {
+        let progress = negotiation.receive(&bytes, &House::default(), &mut out);
+        bytes.drain(..progress.consumed);
+        seen.push(progress.next);
+        match seen.last() {
+            Some(Next::Read(_)) if !bytes.is_empty() => {}
+            _ => return (out, seen, bytes),
+        }
+    }
+}
+
+#[test]
+fn tls_comes_first_where_it_is_required_and_once_where_it_is_offered() {
+    let ack = reply(STARTTLS, ACK, &[]);
+    let kind = |sent: &[u8]| u32::from_be_bytes(sent[12..16].try_into().expect("a reply"));
+    for tls in [Tls::Allowed, Tls::Required] {
+        let (sent, seen, left) = converse_tls(tls, &[option(STARTTLS, &[]), option(LIST, &[])]);
+        assert_eq!((sent, seen.last()), (ack.clone(), Some(&Next::StartTls)));
+        assert_eq!(left, option(LIST, &[]), "what came behind it is left for the shell to refuse");
+        let (sent, ..) = converse_tls(tls, &[option(STARTTLS, b"x")]);
+        assert_eq!(kind(&sent), ERR_INVALID);
+    }
+    for code in [LIST, INFO, GO, STRUCTURED_REPLY, EXTENDED_HEADERS, LIST_META_CONTEXT, SET_META_CONTEXT, 4711] {
+        let (sent, ..) = converse_tls(Tls::Required, &[option(code, &[])]);
+        assert_eq!(kind(&sent), 0x8000_0005, "option {code}");
+    }
+    let close = |options: &[Vec<u8>]| converse_tls(Tls::Required, options).1.pop().expect("an end");
+    assert_eq!(close(&[option(EXPORT_NAME, b"data")]), Next::Close(CloseReason::TlsRequired));
+    assert_eq!(close(&[option(ABORT, &[])]), Next::Close(CloseReason::Aborted));
+}
+
+#[test]
+fn what_was_agreed_in_the_clear_is_forgotten_under_tls() {
+    let mut out = Vec::new();
+    let mut negotiation = Negotiation::start(&mut out).with_tls(Tls::Allowed);
+    let clear = [&FIXED_NO_ZEROES[..], &option(EXTENDED_HEADERS, &[]), &option(STARTTLS, &[])].concat();
+    let mut rest = &clear[..];
+    while !rest.is_empty() {
+        let progress = negotiation.receive(rest, &House::default(), &mut out);
+        rest = &rest[progress.consumed..];
+    }
+    out.clear();
+    assert_eq!(negotiation.wanted(), 16);
+    let again = negotiation.receive(&option(STARTTLS, &[]), &House::default(), &mut out);
+    assert!(matches!(again.next, Next::Read(16)));
+    assert_eq!(u32::from_be_bytes(out[12..16].try_into().expect("a reply")), ERR_INVALID, "once is enough");
+    let go = negotiation.receive(&option(GO, &info_data(b"data", &[])), &House::default(), &mut out);
+    let Next::Transmission(handover) = go.next else { panic!("an export") };
+    assert_eq!(handover.mode, Mode::Simple);
 }

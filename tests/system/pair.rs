@@ -26,11 +26,21 @@ pub(crate) struct Setup {
     pub(crate) arbiter: String,
     /// The nodes have keys: TLS on the data link.
     pub(crate) keys: bool,
+    /// More lines for `[security]`, with keys.
+    pub(crate) nbd_tls: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { size: 32 * MIB, mode: "sync", volume_keys: "", external: false, arbiter: String::new(), keys: false }
+        Self {
+            size: 32 * MIB,
+            mode: "sync",
+            volume_keys: "",
+            external: false,
+            arbiter: String::new(),
+            keys: false,
+            nbd_tls: "",
+        }
     }
 }
 
@@ -144,7 +154,8 @@ pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 fn write_config(of: &Node, alpha_data: &str, beta_data: &str, alpha: &Node, beta: &Node, setup: &Setup) {
     let mut text = "cluster = \"test\"\n".to_owned();
     if setup.keys {
-        write!(text, "\n[security]\nkeys = \"{}\"\n", of.config.with_file_name("keys").display())
+        let keys = of.config.with_file_name("keys");
+        write!(text, "\n[security]\nkeys = \"{}\"\n{}\n", keys.display(), setup.nbd_tls)
             .expect("a string takes everything");
     }
     if !setup.arbiter.is_empty() {

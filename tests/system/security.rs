@@ -9,9 +9,9 @@ use repblk::tls::{Authority, Folder, Holder};
 use serde_json::Value;
 
 use crate::ledger::Ledger;
-use crate::node::Node;
+use crate::node::{Node, VOLUME};
 use crate::pair::{Pair, Setup, in_sync, reconfigure};
-use crate::tools::{LONG, SHORT, wait_for};
+use crate::tools::{LONG, SHORT, run, wait_for};
 
 fn with_keys() -> Setup {
     Setup { keys: true, ..Setup::default() }
@@ -115,5 +115,45 @@ fn a_node_without_keys_is_not_let_in() {
     });
     // Nor are its heartbeats believed.
     wait_security(&pair.alpha, "heartbeats not believed", |security| security["heartbeats_forged"] != 0);
-    assert_eq!(pair.alpha.status()["peers"][0]["heartbeat"][0]["alive"], false);
+    pair.alpha.wait("silence", SHORT, |volume| volume["peers"][0]["heartbeat"][0]["alive"] == false);
+}
+
+/// Clients that know nothing of repblk, over TLS: with the authority alone, without it, and with a certificate where one is required.
+#[test]
+fn clients_of_others_speak_tls_and_must_where_it_is_required() {
+    let pair = Pair::up(&Setup { nbd_tls: "nbd_tls = \"require\"\nnbd_client_certificates = true", ..with_keys() });
+    let keys = pair.dir.path().join("keys");
+    pair.alpha.cli(&["cert", "issue", "db1", "--client"]).ok();
+    // The names that QEMU and libnbd look for.
+    let client = |name: &str, with_certificate: bool| {
+        let folder = pair.dir.path().join(name);
+        std::fs::create_dir(&folder).expect("made");
+        let copy = |from: &str, to: &str| drop(std::fs::copy(keys.join(from), folder.join(to)).expect("copied"));
+        copy("ca.pem", "ca-cert.pem");
+        if with_certificate {
+            copy("db1.pem", "client-cert.pem");
+            copy("db1.key", "client-key.pem");
+        }
+        folder.display().to_string()
+    };
+    let (known, unknown) = (client("known", true), client("unknown", false));
+    let (host, port) = pair.alpha.nbd_tcp.split_once(':').expect("IP:PORT");
+    let uri = |folder: &str| format!("nbds://{host}:{port}/{VOLUME}?tls-certificates={folder}");
+    run("nbdinfo", ["--size", &uri(&known)], SHORT).ok();
+    run("nbdinfo", ["--size", &uri(&unknown)], SHORT).fails();
+    run("nbdinfo", ["--size", &format!("nbd://{host}:{port}/{VOLUME}")], SHORT).fails();
+    // Over a Unix socket nothing leaves the host.
+    run("nbdinfo", ["--size", &pair.alpha.unix_uri()], SHORT).ok();
+    let qemu = |folder: &str, command: &str| {
+        let tls = format!("tls-creds-x509,id=tls0,endpoint=client,dir={folder}");
+        let image = format!("driver=nbd,host={host},port={port},export={VOLUME},tls-creds=tls0");
+        run("qemu-io", ["--object", &tls, "--image-opts", &image, "-c", command], LONG)
+    };
+    qemu(&known, "write -P 7 1M 3M").ok();
+    qemu(&known, "read -P 7 1M 3M").ok();
+    qemu(&unknown, "read 0 4k").fails();
+    run("nbdcopy", [&uri(&known), &pair.dir.path().join("copy").display().to_string()], LONG).ok();
+    let copy = std::fs::read(pair.dir.path().join("copy")).expect("made");
+    assert!(copy[1 << 20..4 << 20].iter().all(|&byte| byte == 7) && copy[..1 << 20].iter().all(|&byte| byte == 0));
+    pair.assert_identical();
 }

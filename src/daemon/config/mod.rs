@@ -21,7 +21,7 @@ use crate::meta::superblock;
 pub use arbiter::{ArbiterKind, ArbiterSpec, EtcdSpec, FenceSpec};
 pub use parse::is_name;
 pub use reader::ConfigError;
-pub use security::Security;
+pub use security::{NbdTls, NbdTlsMode, Security};
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_PATH: &str = "/etc/repblk/repblk.toml";
@@ -41,6 +41,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// How what nodes say to each other is protected.
     pub security: Security,
+    /// What NBD clients may and must do.
+    pub nbd_tls: NbdTls,
     /// Who decides about failover.
     pub arbiter: ArbiterSpec,
     /// The nodes, in the order of the file.

@@ -45,12 +45,13 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     check::nodes(&document, &nodes);
     check::volumes(&document, &nodes, &volumes);
     arbiter::fits_nodes(&document, &arbiter, &nodes);
-    let security = security::resolve(&document, security, &nodes);
+    let (security, nbd_tls) = security::resolve(&document, security, &nodes);
     document.finish(file)?;
     let mut config = Config {
         cluster: cluster.value,
         heartbeat_interval: interval,
         security,
+        nbd_tls,
         arbiter,
         nodes: nodes.into_iter().map(|node| node.value).collect(),
         volumes: volumes.into_iter().map(|volume| volume.value).collect(),

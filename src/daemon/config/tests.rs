@@ -206,6 +206,7 @@ fn a_complaint_is_one_line_whatever_the_file_holds() {
 fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
     let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right").security;
     let without = GOOD.replace("[security]", "").replace("keys = \"/etc/repblk/keys\"", "");
+    let without = without.replace("nbd_tls = \"allow\"", "").replace("nbd_client_certificates = false", "");
     let local = |text: &str| {
         let data = text.replace("10.0.0.1:", "127.0.0.1:").replace("10.0.0.2:", "127.0.0.2:");
         data.replace("10.0.1.1:", "127.0.1.1:").replace("10.0.1.2:", "[::1]:")
@@ -217,10 +218,14 @@ fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
     assert_eq!(read(&local(GOOD)), default, "said, it holds on loopback, too");
     // One heartbeat that leaves the host is enough.
     assert_eq!(read(&local(&without).replace("127.0.1.1:", "10.0.1.1:")), default);
-    let insecure = GOOD.replace("keys = \"/etc/repblk/keys\"", "insecure = true");
+    let insecure = GOOD.replace("keys = \"/etc/repblk/keys\"", "insecure = true").replace("nbd_tls = \"allow\"", "");
     assert_eq!(read(&insecure), Security::Insecure);
     assert!(problems(&local(&insecure))[0].contains("insecure = true does nothing"));
-    let both = GOOD.replace("# insecure = true\n\n# Who", "insecure = true\n\n# Who");
+    let both = GOOD.replace("# insecure = true\n", "insecure = true\n");
     assert!(problems(&both)[0].contains("keys would do nothing beside insecure"), "{:?}", problems(&both));
+    let needs = insecure.replace("insecure = true\n", "insecure = true\nnbd_tls = \"require\"\n");
+    assert!(problems(&needs)[0].contains("nbd_tls needs keys"), "{:?}", problems(&needs));
+    let lax = GOOD.replace("nbd_client_certificates = false", "nbd_client_certificates = true");
+    assert!(problems(&lax)[0].contains("keeps nobody out"), "{:?}", problems(&lax));
     assert!(problems(&GOOD.replace("keys = \"/", "keys = \"")).iter().any(|p| p.contains("absolute path")));
 }
