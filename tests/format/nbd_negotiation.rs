@@ -153,6 +153,7 @@ fn converse_split(house: &House, bytes: &[u8], pieces: &[usize]) -> Outcome {
             next = progress.next;
             match &next {
                 Next::Read(wanted) => assert!((1..=65_536).contains(wanted), "wants {wanted} bytes"),
+                Next::StartTls => panic!("TLS was not offered"),
                 Next::Transmission(_) | Next::Close(_) => return Outcome { sent, next, left: rest.to_vec() },
             }
             if piece.is_empty() {
@@ -412,6 +413,7 @@ fn a_shell_that_reads_what_is_wanted_never_holds_a_foreign_byte() {
         match progress.next {
             Next::Read(more) => wanted = more,
             Next::Transmission(_) => break,
+            Next::StartTls => panic!("TLS was not offered"),
             Next::Close(reason) => panic!("{reason}"),
         }
     }

@@ -128,7 +128,9 @@ fn clients_of_others_speak_tls_and_must_where_it_is_required() {
     let client = |name: &str, with_certificate: bool| {
         let folder = pair.dir.path().join(name);
         std::fs::create_dir(&folder).expect("made");
-        let copy = |from: &str, to: &str| drop(std::fs::copy(keys.join(from), folder.join(to)).expect("copied"));
+        let copy = |from: &str, to: &str| {
+            std::fs::copy(keys.join(from), folder.join(to)).expect("copied");
+        };
         copy("ca.pem", "ca-cert.pem");
         if with_certificate {
             copy("db1.pem", "client-cert.pem");

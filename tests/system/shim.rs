@@ -272,6 +272,7 @@ impl Shared {
                     stream.write_all(&out)?;
                     return Ok(handover);
                 }
+                Next::StartTls => return Err(io::Error::other("TLS was not offered")),
                 Next::Close(reason) => {
                     stream.write_all(&out)?;
                     return Err(io::Error::other(reason));
