@@ -34,6 +34,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("daemon", "dataplane"),
     ("follower", "daemon"),
     ("daemon", "tls"),
+    ("dataplane", "tls"),
 ];
 
 /// Rooms that must not meet although the ranks would allow it.

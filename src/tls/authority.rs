@@ -94,7 +94,8 @@ impl Authority {
                 Err(_) => SanType::DnsName(host.as_str().try_into()?),
             });
         }
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // TLS 1.3 has no use for the second, and QEMU insists on it.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = match holder.kind {
             Kind::Node => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
             Kind::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
