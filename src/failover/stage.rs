@@ -425,7 +425,7 @@ impl Failover {
         let rests = self.attached && self.volume.role == Role::Secondary && self.stage == Stage::Rest;
         let mine = matches!(self.recorded(), Recorded::Known(Writer::Me | Writer::MeBefore));
         let record = self.book.record().filter(|_| rests && mine)?;
-        let lost = self.volume.disk == DiskState::Failed || !record.in_sync.contains(&me);
+        let lost = self.volume.disk != DiskState::UpToDate || !record.in_sync.contains(&me);
         let mut next = record.clone();
         next.in_sync.remove(&me);
         if !lost || next.in_sync.is_empty() {
