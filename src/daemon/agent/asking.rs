@@ -1,10 +1,10 @@
 //! The side of the daemon that asks the agent of its peer's host.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -17,6 +17,8 @@ use crate::units::DiskInstance;
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Question {
     pub(in crate::daemon) at: SocketAddr,
+    /// This node's address there: the agent knows the peer by it.
+    pub(in crate::daemon) from: Option<IpAddr>,
     pub(in crate::daemon) case: Case,
     /// This node's copy.
     pub(in crate::daemon) instance: DiskInstance,
@@ -42,7 +44,12 @@ impl Question {
     }
 
     async fn converse(&self) -> Result<Answered, String> {
-        let stream = TcpStream::connect(self.at).await.map_err(|error| format!("it is not reached: {error}"))?;
+        let unreached = |error| format!("it is not reached: {error}");
+        let socket = if self.at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(unreached)?;
+        if let Some(from) = self.from {
+            socket.bind(SocketAddr::new(from, 0)).map_err(unreached)?;
+        }
+        let stream = socket.connect(self.at).await.map_err(unreached)?;
         let (reader, mut writer) = stream.into_split();
         let Case { cluster, node, volume, .. } = &self.case;
         let asked = Asked::new(cluster, volume, node, &self.instance.to_string());

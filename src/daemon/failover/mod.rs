@@ -211,7 +211,7 @@ pub(super) fn start(
     let post = Post { said, beats, services };
     let (remember, remembered) = watch::channel(memory);
     tasks.push(tokio::spawn(file.keep_writing(remembered)));
-    let prover = Prover::new(spec, case, (peer, volume.identity.instance));
+    let prover = Prover::new(spec, case, (me, peer), volume.identity.instance);
     let mut questions = None;
     match &spec.kind {
         ArbiterKind::None { .. } | ArbiterKind::Fence(_) | ArbiterKind::Agent => {}

@@ -18,12 +18,18 @@ pub(super) enum Prover {
 
 impl Prover {
     /// The one that `spec` means, for the volume of `case` with this node's copy `instance`; none when there is none.
-    pub(super) fn new(spec: &ArbiterSpec, case: Case, (peer, instance): (&Node, DiskInstance)) -> Option<Self> {
+    pub(super) fn new(
+        spec: &ArbiterSpec,
+        case: Case,
+        (me, peer): (&Node, &Node),
+        instance: DiskInstance,
+    ) -> Option<Self> {
         match &spec.kind {
             ArbiterKind::Fence(fence) => Some(Self::Fence(fence.clone(), case)),
             ArbiterKind::Agent | ArbiterKind::Etcd(_) => {
                 let at = peer.agent?;
-                Some(Self::Agent(Question { at, case, instance, timeout: spec.agent.timeout }))
+                let from = me.agent.map(|own| own.ip());
+                Some(Self::Agent(Question { at, from, case, instance, timeout: spec.agent.timeout }))
             }
             ArbiterKind::None { .. } => None,
         }

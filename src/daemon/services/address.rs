@@ -124,6 +124,13 @@ mod tests {
         assert!(command(Action::Start, place, "eth0").join(" ").ends_with("dev eth0 nodad"));
     }
 
+    #[test]
+    fn an_announcement_leaves_this_host() {
+        let own = "127.0.0.1".parse().expect("an address");
+        announce(own, "lo").expect("packet sockets need root, or CAP_NET_RAW");
+        assert!(announce(own, "no-such").is_err());
+    }
+
     #[tokio::test]
     async fn this_host_knows_its_own_address() {
         let at = |text: &str| text.parse::<IpAddr>().expect("an address");

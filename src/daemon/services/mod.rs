@@ -22,11 +22,14 @@ use super::events::Happening;
 use super::handle::VolumeHandle;
 use crate::dataplane::now;
 use crate::failover::io::{Ask, NEVER};
-use crate::services::{Action, Effect, Input, Rung, Services};
+use crate::services::{Action, Effect, Input, Rung, Services, State};
 use crate::units::{Moment, Ticket};
 
 /// The machine is asked at least so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often, and how long one after the other, a role is offered to a peer that is perhaps not in sync yet.
+const HAND_BACK_TRIES: usize = 20;
+const HAND_BACK_PAUSE: Duration = Duration::from_millis(500);
 
 /// One service in `repblk status`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -134,6 +137,19 @@ pub(super) fn start(
     Some(post)
 }
 
+/// Gives the role to the peer as soon as that can take it, unless somebody mends what failed before.
+async fn hand_back(volume: Arc<VolumeHandle>, post: Post) {
+    let Some(failover) = volume.failover.get() else { return };
+    for _ in 0..HAND_BACK_TRIES {
+        let failed = post.look().await.iter().any(|service| service.state == State::Failed.word());
+        if !failed || matches!(failover.ask(Ask::HandOver).await, Ok(Ok(()))) {
+            return;
+        }
+        tokio::time::sleep(HAND_BACK_PAUSE).await;
+    }
+    warn!(volume = volume.name(), "the peer cannot take the role: it stays here, with its services stopped");
+}
+
 struct Keeper {
     machine: Services,
     specs: Vec<ServiceSpec>,
@@ -195,8 +211,7 @@ impl Keeper {
                 let _ = self.waiting.remove(&ticket).map(|waiter| waiter.send(result));
             }
             Effect::HandBack => {
-                // A refusal is in the log, and nothing more can be done.
-                drop(self.volume.failover.get().map(|failover| failover.ask(Ask::HandOver)));
+                tokio::spawn(hand_back(Arc::clone(&self.volume), post.clone()));
             }
             Effect::Report { service, text, alarm } => self.report(service, &text, alarm),
         }
@@ -240,7 +255,7 @@ impl Keeper {
     }
 
     fn statuses(&self) -> Vec<ServiceStatus> {
-        let status = |(spec, (state, why)): (&ServiceSpec, (crate::services::State, &str))| ServiceStatus {
+        let status = |(spec, (state, why)): (&ServiceSpec, (State, &str))| ServiceStatus {
             name: spec.name.clone(),
             kind: spec.kind.word().to_owned(),
             state: state.word().to_owned(),
