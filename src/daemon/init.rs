@@ -208,7 +208,12 @@ fn look_for_metadata(target: &Target, copy: &CopySpec) -> Result<(), InitError> 
         let page = |number| read_page(file, offset + Layout::superblock_offset(number), path);
         let (first, second) = (page(0)?, page(1)?);
         let what = match Superblock::choose(&first, &second) {
-            Err(SuperblockError::NotFormatted) => continue,
+            Err(SuperblockError::NotFormatted) => {
+                if !has_log(file, offset, path)? {
+                    continue;
+                }
+                "the remains of repblk metadata: both superblocks are gone, the activity log is there".to_owned()
+            }
             Ok(choice) => format!(
                 "metadata of volume {:?} of cluster {:?} (disk instance {})",
                 choice.superblock.volume_name, choice.superblock.cluster_name, choice.superblock.instance
@@ -221,6 +226,17 @@ fn look_for_metadata(target: &Target, copy: &CopySpec) -> Result<(), InitError> 
         )));
     }
     Ok(())
+}
+
+/// True when an activity log stands in the metadata area at `offset`. Its place is the same in every layout.
+fn has_log(file: &File, offset: u64, path: &Path) -> Result<bool, InitError> {
+    let ring = Layout::for_data_len(0).activity_log_range();
+    for at in (ring.start()..ring.end()).step_by(PAGE_LEN) {
+        if meta::activity_log::is_of_a_log(&*read_page(file, offset + at, path)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn look_for_strangers(target: &Target, copy: &CopySpec, adopt: bool) -> Result<(), InitError> {
@@ -296,6 +312,9 @@ fn no_entropy(error: &io::Error) -> InitError {
 fn failed(verb: &str, path: &Path, error: &io::Error) -> InitError {
     let next = match error.kind() {
         io::ErrorKind::NotFound => "check `device` and `metadata` in the configuration, and that the disk is there",
+        io::ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EPERM) => {
+            "not even root may: a file may be immutable (`lsattr`), a device set read-only (`blockdev --getro`)"
+        }
         io::ErrorKind::PermissionDenied => "run this as root, or give this user the right to write there",
         io::ErrorKind::ReadOnlyFilesystem => "it is read-only; make it writable",
         io::ErrorKind::ResourceBusy => "it is mounted or part of something else (LVM, RAID, swap); release it first",

@@ -55,7 +55,10 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// It cannot be written.
-    #[error("{path}: is read-only; a copy must be writable (blockdev --setrw, or mount the file system read-write)")]
+    #[error(
+        "{path}: is read-only; a copy must be writable (blockdev --setrw for a device, chattr -i for an immutable file, or \
+         mount the file system read-write)"
+    )]
     ReadOnly {
         /// Which.
         path: PathBuf,
@@ -256,8 +259,8 @@ fn try_open_locked(path: &Path, direct: bool, create: bool) -> Result<(File, boo
     let owned = || path.to_owned();
     let refused = |source: io::Error| match source.raw_os_error() {
         Some(libc::ENOENT) => OpenError::NotFound { path: owned() },
-        Some(libc::EACCES | libc::EPERM) => OpenError::Permission { path: owned() },
-        Some(libc::EROFS) => OpenError::ReadOnly { path: owned() },
+        Some(libc::EACCES) => OpenError::Permission { path: owned() },
+        Some(libc::EROFS | libc::EPERM) => OpenError::ReadOnly { path: owned() },
         Some(libc::EISDIR) => OpenError::WrongType { path: owned() },
         Some(libc::EBUSY) => {
             OpenError::InUse { path: owned(), hint: "Is it mounted, part of a RAID or LVM, or open in another daemon?" }

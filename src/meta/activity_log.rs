@@ -64,6 +64,13 @@ const RESERVED: usize = 16;
 const _: () = assert!(16 + RESERVED + UPDATES_MAX * 8 + WINDOW_LEN as usize * 4 == sectors::PAYLOAD_LEN);
 const _: () = assert!(AL_SLOTS_MAX as u64 == (AL_PAGES as u64 - 2) * WINDOW_LEN as u64);
 
+/// True when a sector of `page` says of itself that it belongs to an activity log, whole or damaged, of whatever copy. For whoever is
+/// about to overwrite an area whose superblocks are gone.
+#[must_use]
+pub fn is_of_a_log(page: &Page) -> bool {
+    page.chunks_exact(sectors::SECTOR_LEN).any(|sector| sector.starts_with(&KIND.magic.to_le_bytes()))
+}
+
 /// Why the log does not tell what was hot. Everything must then count as dirty.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::condition::{DiskState, Role};
 use crate::meta::Bitmap;
-use crate::units::{ConnectionId, DiskInstance, Moment, PeerNo, Seq};
+use crate::units::{ConnectionId, DiskInstance, Moment, PeerNo, Seq, Term};
 use crate::volume::io::PeerView;
 use crate::volume::reconcile::{SyncRule, Verdict};
 use crate::volume::requests::SegmentId;
@@ -236,9 +236,9 @@ impl Peer {
         self.cursor.is_some_and(|cursor| cursor.written < self.sent || cursor.stable < self.barrier_sent)
     }
 
-    /// A heartbeat not older than `age`.
-    pub(crate) fn seen_within(&self, now: Moment, age: Duration) -> Option<PeerView> {
-        self.seen.filter(|&(at, _)| now.since(at) <= age).map(|(_, view)| view)
+    /// A heartbeat not older than `age`, and when it came. One of a primary at an earlier term than `known` tells nothing any more.
+    pub(crate) fn seen_within(&self, now: Moment, age: Duration, known: Term) -> Option<(Moment, PeerView)> {
+        self.seen.filter(|&(at, view)| now.since(at) <= age && (view.role == Role::Secondary || view.term >= known))
     }
 
     /// State of the link for `status`.

@@ -14,7 +14,7 @@ use crate::condition::{Continuity, DiskState, Role};
 use crate::generation::Lineage;
 use crate::units::{Moment, PeerNo, Term, Ticket};
 use crate::volume::book::Then;
-use crate::volume::io::{Command, Effect, HostError, Refusal, Report};
+use crate::volume::io::{Command, Effect, HostError, PeerView, Refusal, Report};
 use crate::volume::marks::Mark;
 use crate::volume::peer::{Link, Sync};
 use crate::volume::rule::Rule;
@@ -201,8 +201,8 @@ impl Volume {
             self.check_copy(force)?;
         }
         for peer in &self.peers {
-            let seen = peer.seen.filter(|&(at, view)| now.since(at) <= HEARTBEAT_FRESH && view.role == Role::Primary);
-            if let (None, Some((at, _))) = (peer.connection(), seen) {
+            let seen = peer.seen_within(now, HEARTBEAT_FRESH, self.term());
+            if let (None, Some((at, PeerView { role: Role::Primary, .. }))) = (peer.connection(), seen) {
                 let age = now.since(at).as_millis();
                 return Err(refusal(
                     Rule::PeerIsPrimary,

@@ -35,7 +35,7 @@ impl Volume {
 
     fn peer_snapshot(&self, now: Moment, peer: PeerNo) -> PeerSnapshot {
         let link = self.peer(peer);
-        let seen = link.seen_within(now, super::roles::HEARTBEAT_FRESH);
+        let seen = link.seen_within(now, super::roles::HEARTBEAT_FRESH, self.term()).map(|(_, view)| view);
         PeerSnapshot {
             name: link.name.clone(),
             connection: link.connection_word(),

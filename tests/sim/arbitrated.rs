@@ -150,8 +150,8 @@ fn an_isolated_primary_is_superseded() {
         assert!(over && w.nodes[0].is_primary(), "B takes over, and A does not know:\n  {}", w.summary());
         // The arbiter is reached first.
         w.data_cut_until += 5 * SECOND;
-        w.run_for(9 * SECOND);
-        assert_eq!(w.nodes[0].role(), Some(Role::Secondary), "A stood down");
+        let down = w.run_until(12 * SECOND, |w| w.nodes[0].role() == Some(Role::Secondary));
+        assert!(down && w.now < w.data_cut_until, "A stands down for the record:\n  {}", w.summary());
         assert!(w.nodes[0].disk_is(DiskState::Outdated), "and knows that it lacks what B is given");
         w.converge();
         assert!(!w.memory.split_brain, "and is behind, and no fork");

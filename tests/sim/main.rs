@@ -22,6 +22,7 @@ mod net;
 mod node;
 mod operator;
 mod orderings;
+mod orders;
 mod pool;
 mod reconcile_space;
 mod regressions;

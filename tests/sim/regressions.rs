@@ -1,6 +1,6 @@
 //! Seeds that once failed, each with the name of its fault. What it taught is a scenario of that name.
 
-use repblk::condition::DiskState;
+use repblk::condition::{DiskState, Role};
 use repblk::volume::Limits;
 use repblk::volume::io::Command;
 use repblk::volume::rule::Rule;
@@ -129,4 +129,22 @@ fn a_busy_host_does_not_starve_a_resync() {
     let synced = s.w.run_until(20 * SECOND, |w| w.settled());
     assert!(synced, "the resync ends under load:\n  {}", s.w.summary());
     s.ends();
+}
+
+/// The last heartbeat of a former primary is still fresh when the node that has taken over from it since is to be promoted once
+/// more: it tells of an earlier term, and nobody is primary.
+#[test]
+fn an_old_heartbeat_refuses_no_promotion() {
+    let mut s = Story::begin(55);
+    assert_eq!(s.tell(A, Command::Switchover), Ok(()));
+    let peer_is_primary =
+        |s: &Story| s.w.nodes[A].snapshot(s.w.now).is_some_and(|told| told.peers[0].role == Some(Role::Primary));
+    assert!(peer_is_primary(s.wait(SECOND)));
+    s.w.beats_cut_until = s.w.now + 10 * SECOND;
+    assert_eq!(s.tell(B, Command::Demote { disconnect_clients: true }), Ok(()));
+    assert_eq!(s.tell(A, Command::Promote { force: true, peer_is_down: false }), Ok(()));
+    s.cut_for(10 * SECOND);
+    assert_eq!(s.tell(A, Command::Demote { disconnect_clients: true }), Ok(()));
+    assert!(!peer_is_primary(&s));
+    assert_eq!(s.tell(A, Command::Promote { force: false, peer_is_down: true }), Ok(()));
 }

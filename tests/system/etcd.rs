@@ -1,8 +1,9 @@
 //! A real etcd of its own on the loopback network. Also used by the unit tests of the client.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// A member of a cluster of one.
@@ -14,10 +15,11 @@ pub(crate) struct EtcdServer {
     child: Option<Child>,
 }
 
-/// An address that nobody used a moment ago.
-fn free() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback network has a free port");
-    listener.local_addr().expect("it is bound")
+/// A host of its own on the loopback network: no other socket of this machine gets a port there by chance.
+fn host() -> Ipv4Addr {
+    static HOSTS: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 + high % 64, low, HOSTS.fetch_add(1, Ordering::Relaxed))
 }
 
 impl EtcdServer {
@@ -25,7 +27,8 @@ impl EtcdServer {
     #[track_caller]
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let mut server = Self { dir, client: free(), peer: free(), child: None };
+        let host = host();
+        let mut server = Self { dir, client: (host, 2379).into(), peer: (host, 2380).into(), child: None };
         server.resume();
         server
     }

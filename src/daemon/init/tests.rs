@@ -93,6 +93,18 @@ fn older_metadata_is_kept_unless_forced() {
 }
 
 #[test]
+fn metadata_without_its_superblocks_is_kept_unless_forced() {
+    let place = Place::new();
+    let made = place.init(false, false).expect("is empty");
+    for copy in [0, 1] {
+        place.put(made.data_len + Layout::superblock_offset(copy), &[0; PAGE_LEN]);
+    }
+    let refused = place.refused(false, false);
+    assert!(refused.contains("both superblocks are gone") && refused.contains("--force"), "{refused}");
+    place.init(true, false).expect("is forced");
+}
+
+#[test]
 fn a_file_system_is_named_and_kept() {
     let place = Place::new();
     place.put(0, &ext4(4 << 20));
