@@ -5,6 +5,7 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
+pub mod agent;
 mod beat_path;
 pub mod config;
 pub mod control;
@@ -23,6 +24,7 @@ mod printable;
 mod saved;
 pub mod security;
 mod serve;
+pub mod services;
 pub mod signature;
 pub(crate) mod sockets;
 mod start;

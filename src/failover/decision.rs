@@ -85,10 +85,16 @@ fn primary_by_record(view: &View) -> Decision {
     match view.record {
         Recorded::Known(Writer::Me) => {}
         Recorded::Known(_) => return (Rule::NotTheWriter, Verdict::StandDown),
+        // Nobody can have become primary since but the peer, and that one follows.
+        Recorded::RolledBack if view.link && view.peer_in_sync => return (Rule::MendRecord, Verdict::Record),
         // What this node holds it holds; but nothing may be changed over such a record.
         Recorded::RolledBack => return (Rule::RolledBack, if view.waits { Verdict::Wait } else { Verdict::Stay }),
         Recorded::Foreign => return (Rule::ForeignRecord, if view.waits { Verdict::Wait } else { Verdict::Stay }),
         Recorded::Unread | Recorded::Missing => return (Rule::NotTheWriter, Verdict::StandDown),
+    }
+    if view.disk == DiskState::Failed && !view.link && view.peer_recorded {
+        // What was acknowledged is on the other copy, and nothing more can be: whatever waits here, that one must be able to go on.
+        return (Rule::CannotServe, Verdict::StandDown);
     }
     if view.waits && view.disk == DiskState::Failed {
         // This copy is lost, and the node goes on with the peer's: it is this copy that must not be promoted any more.
