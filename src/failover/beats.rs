@@ -57,7 +57,7 @@ impl Failover {
             echo,
             patient,
             probe,
-            look: matches!(self.stage, Stage::Offering { .. }),
+            look: matches!(self.stage, Stage::Offering { .. }) || self.recorded() == Recorded::Known(Writer::LeftByMe),
             outdate,
             instance: self.config.instance,
             role: self.volume.role,

@@ -90,6 +90,10 @@ fn primary_by_record(view: &View) -> Decision {
         Recorded::Foreign => return (Rule::ForeignRecord, if view.waits { Verdict::Wait } else { Verdict::Stay }),
         Recorded::Unread | Recorded::Missing => return (Rule::NotTheWriter, Verdict::StandDown),
     }
+    if view.disk == DiskState::Failed && !view.link && view.peer_recorded {
+        // What was acknowledged is on the other copy, and nothing more can be: whatever waits here, that one must be able to go on.
+        return (Rule::CannotServe, Verdict::StandDown);
+    }
     if view.waits && view.disk == DiskState::Failed {
         // This copy is lost, and the node goes on with the peer's: it is this copy that must not be promoted any more.
         return match (view.me_recorded, view.peer_recorded) {

@@ -292,6 +292,8 @@ impl Failover {
         }
         let mine = self.book.record().is_some_and(|record| record.writer == Some(self.config.instance));
         if !mine {
+            // A role that was given up is taken by whoever hears of it.
+            self.nudge |= matches!(news, News::Swapped(_));
             // A sign of life of whoever writes, or of somebody who became writer.
             self.patience.again(now);
             self.renewal_seen = Some(now);

@@ -66,6 +66,7 @@ fn is_alarm(rule: Rule) -> bool {
         rule,
         R::NotTheWriter
             | R::Overruled
+            | R::CannotServe
             | R::ArbiterSilentFrozen
             | R::ExclusionRecorded
             | R::ExclusionFenced
@@ -368,6 +369,8 @@ impl Failover {
                 }
                 self.book.swap(now, next, out);
             }
+        } else if let (false, Some(next)) = (self.book.is_stale(), self.resigned()) {
+            self.book.swap(now, next, out);
         } else if let (false, Some(next)) = (self.book.is_stale(), self.maintained(out)) {
             self.book.swap(now, next, out);
         } else if let (false, true, Some(record)) = (self.book.is_stale(), self.book.in_doubt(), self.book.record()) {
@@ -413,6 +416,25 @@ impl Failover {
         } else {
             None
         }
+    }
+
+    /// The record without this node as its writer, when it is named there, serves nothing, and cannot take its role up again: another copy
+    /// that is counted in sync goes on, and waits for no lease.
+    fn resigned(&self) -> Option<Record> {
+        let me = self.config.instance;
+        let rests = self.attached && self.volume.role == Role::Secondary && self.stage == Stage::Rest;
+        let mine = matches!(self.recorded(), Recorded::Known(Writer::Me | Writer::MeBefore));
+        let record = self.book.record().filter(|_| rests && mine)?;
+        let lost = self.volume.disk == DiskState::Failed || !record.in_sync.contains(&me);
+        let mut next = record.clone();
+        next.in_sync.remove(&me);
+        if !lost || next.in_sync.is_empty() {
+            return None;
+        }
+        (next.writer, next.left_by) = (None, Some(me));
+        next.writer_name.clear();
+        next.renewals += 1;
+        Some(next)
     }
 
     /// The record with the operator's wish about maintenance, when this node is not its writer.

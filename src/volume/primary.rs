@@ -439,12 +439,20 @@ impl Volume {
         // Something was answered: whatever else waits, the volume is not frozen.
         self.frozen_since = None;
         Self::release(request.payload(), out);
-        if request.orphan {
+        if request.orphan || (result == Err(HostError::Io) && self.is_bereft()) {
             Self::release(buf, out);
             out.extend(more.into_iter().map(Effect::Release));
         } else {
             out.push(Effect::Reply { session: request.session, tag: request.tag, result, buf, more });
         }
+    }
+
+    /// True for a primary without a disk that lost the good copy, where whoever decides lets that one go on: its clients are not told an
+    /// error that a database would take for the end. They hear nothing, and ask the other node when this one stands down.
+    fn is_bereft(&self) -> bool {
+        let left = |peer: PeerNo| self.peer(peer).cursor.is_none() && !self.record(peer).base.is_some();
+        let linked = self.peers.iter().any(|peer| peer.cursor.is_some());
+        self.config.arbitrated && !self.local_ok && !linked && self.peer_numbers().any(left)
     }
 
     /// A client is gone: what of its requests has not started never will. A copy of such a write, sent again on another

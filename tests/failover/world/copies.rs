@@ -42,7 +42,9 @@ impl<F: Fate> World<F> {
             Directive::StandDown => {
                 copy.pending.clear();
                 (copy.role, copy.exclusion, copy.draining) = (Role::Secondary, None, false);
-                copy.disk = DiskState::Outdated;
+                if copy.disk == DiskState::UpToDate {
+                    copy.disk = DiskState::Outdated;
+                }
                 self.drop_link("superseded");
             }
             Directive::Drain => {
