@@ -20,6 +20,7 @@
 //! | 2 | [`volume`] | machine: one volume on one node; everything that decides about data |
 //! | 2 | [`attach`] | machine: one device that follows a volume from node to node |
 //! | 3 | [`failover`] | machine: when to promote, when to go on alone, when to stop |
+//! | 3 | [`services`] | machine: what is started on the primary and stopped elsewhere, in order |
 //! | 4 | [`dataplane`] | shell: one thread for each volume, its disk and its sockets |
 //! | 4 | [`daemon`] | shell: configuration, negotiation, links, control |
 //! | 4 | [`follower`] | shell: `repblk attach` on the database host |
@@ -65,9 +66,11 @@ pub mod daemon;
 pub mod dataplane;
 pub mod failover;
 pub mod follower;
+
 pub mod generation;
 pub mod meta;
 pub mod nbd;
+pub mod services;
 pub mod units;
 pub mod volume;
 pub mod wire;

@@ -19,6 +19,7 @@ const ROOMS: &[(u8, &str)] = &[
     (2, "attach"),
     (2, "volume"),
     (3, "failover"),
+    (3, "services"),
     (4, "daemon"),
     (4, "dataplane"),
     (4, "follower"),

@@ -65,6 +65,18 @@ be the good one; or `repblk init --adopt` on the node whose device has the data 
         #[arg(long, default_value = "info", env = "REPBLK_LOG")]
         log_level: String,
     },
+    /// Run the agent of this host, in the foreground: a process of its own that can prove the daemon dead
+    #[command(after_long_help = "\
+The peer's daemon asks it when the data link is down. It answers that this host's daemon lives, or proves it dead, makes durable that its copy \
+is behind, stops its services, and says so. A daemon that hangs is killed. It needs the same rights as the daemon, and nothing of it.")]
+    Agent {
+        /// How log lines look
+        #[arg(long, value_enum, default_value_t)]
+        log_format: LogFormat,
+        /// error, warn, info, debug or trace
+        #[arg(long, default_value = "info", env = "REPBLK_LOG")]
+        log_level: String,
+    },
     /// Show how this node and its volumes are
     Status {
         /// One JSON object, schema 1
@@ -128,6 +140,15 @@ acknowledged alone before the record says so.")]
     Maintenance {
         /// What shall be
         switch: Switch,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Stop what runs on the primary, or start it again, also after something could not be started
+    #[command(after_long_help = "\
+They are stopped in reverse order and stay stopped until `repblk services start`, or until this node is not primary any more.")]
+    Services {
+        /// What shall be
+        order: Order,
         #[command(flatten)]
         target: Target,
     },
@@ -242,6 +263,15 @@ pub(super) enum Switch {
     On,
     /// As configured.
     Off,
+}
+
+/// Start or stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Order {
+    /// In order.
+    Start,
+    /// In reverse.
+    Stop,
 }
 
 /// What to do when acknowledged data may be missing.

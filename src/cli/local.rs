@@ -37,6 +37,14 @@ pub(super) fn serve(place: &Place, format: LogFormat, level: &str) -> Result<(),
     daemon::serve(config, node).map_err(|why| Stop::new(Exit::Failed, why))
 }
 
+/// `repblk agent`.
+pub(super) fn agent(place: &Place, format: LogFormat, level: &str) -> Result<(), Stop> {
+    let config = place.load()?;
+    let node = place.choose(&config)?.clone();
+    logs::start(format, level).map_err(|why| Stop::new(Exit::Usage, why))?;
+    daemon::agent::serve(config, node).map_err(|why| Stop::new(Exit::Failed, why))
+}
+
 /// `repblk init`.
 pub(super) fn init(place: &Place, volume: Option<&str>, force: bool, adopt: bool) -> Result<(), Stop> {
     let config = place.load()?;

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use self::args::{Cli, Command, ConfigCommand, Switch};
+use self::args::{Cli, Command, ConfigCommand, Order, Switch};
 use self::exit::{Exit, Stop};
 use crate::daemon::control::protocol::Verb;
 
@@ -48,6 +48,7 @@ fn execute(cli: Cli) -> Result<(), Stop> {
     let (target, verb) = match cli.command {
         Command::Init { volume, force, adopt } => return local::init(&place, volume.as_deref(), force, adopt),
         Command::Serve { log_format, log_level } => return local::serve(&place, log_format, &log_level),
+        Command::Agent { log_format, log_level } => return local::agent(&place, log_format, &log_level),
         Command::Config { command: ConfigCommand::Check } => return local::check(&place),
         Command::Completions { shell } => return completions(shell),
         Command::Attach { volume, status: true, json, folder, .. } => {
@@ -70,6 +71,7 @@ fn execute(cli: Cli) -> Result<(), Stop> {
         Command::Plan { volume, json } => return command::plan(&control(&place)?, volume, json),
         Command::History { volume, json } => return command::history(&control(&place)?, volume, json),
         Command::Maintenance { switch, target } => (target, Verb::Maintenance { on: switch == Switch::On }),
+        Command::Services { order, target } => (target, Verb::Services { on: order == Order::Start }),
         Command::Switchover { target } => (target, Verb::Switchover),
         Command::Connect { target } => (target, Verb::Connect),
         Command::Disconnect { target } => (target, Verb::Disconnect),

@@ -57,6 +57,11 @@ fn volume(v: &VolumeStatus) -> String {
         let maintenance = if v.failover.maintenance { "MAINTENANCE, " } else { "" };
         row("failover", format!("{maintenance}{}{lease}: {}", v.failover.rule, v.failover.sentence));
     }
+    for service in &v.services {
+        let why = if service.why.is_empty() { String::new() } else { format!(" ({})", service.why) };
+        let state = if service.why.is_empty() { service.state.clone() } else { service.state.to_uppercase() };
+        row("service", format!("{}: {state}{why}", service.name));
+    }
     match v.promotable.yes {
         true => row("promotable", "yes".to_owned()),
         // That a primary cannot be promoted is no news.

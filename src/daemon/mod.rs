@@ -5,6 +5,7 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
+pub mod agent;
 pub mod config;
 pub mod control;
 pub mod events;
@@ -21,6 +22,7 @@ pub mod logs;
 mod printable;
 mod saved;
 mod serve;
+pub mod services;
 pub mod signature;
 pub(crate) mod sockets;
 mod start;

@@ -201,7 +201,9 @@ impl Daemon {
         info!("{why}: settling the volumes, for at most {} s; again to leave at once", SHUTDOWN_TIME.as_secs());
         let (posts, doors) = (self.posts.clone(), std::mem::take(&mut self.doors));
         let leave = async {
-            timeout(SHUTDOWN_TIME, hand_over(&posts)).await.unwrap_or_default();
+            let services = posts.iter().filter_map(|post| post.services.as_ref());
+            let services: Duration = services.map(|services| services.stop_limit).max().unwrap_or_default();
+            timeout(SHUTDOWN_TIME + services, give_up(&posts)).await.unwrap_or_default();
             doors.iter().for_each(JoinHandle::abort);
             settle(&volumes).await
         };
@@ -233,6 +235,16 @@ async fn all_ended(volumes: &[Arc<VolumeHandle>]) {
         while volume.ended().is_none() {
             // The pause bounds the time that a notice between the question and the wait is missed.
             let _ = timeout(Duration::from_millis(250), volume.end_news.notified()).await;
+        }
+    }
+}
+
+/// Hands over where that can be, and stops what runs on this node in any case.
+async fn give_up(posts: &[Post]) {
+    hand_over(posts).await;
+    for services in posts.iter().filter_map(|post| post.services.as_ref()) {
+        if let Err(why) = services.rest().await {
+            warn!("{why}; the device goes away under it");
         }
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn start(
     Ok(Started { handle: Arc::new(handle), news, mailbox })
 }
 
-fn disk_config(spec: &VolumeSpec, copy: &CopySpec) -> DiskConfig {
+pub(super) fn disk_config(spec: &VolumeSpec, copy: &CopySpec) -> DiskConfig {
     DiskConfig {
         device: copy.device.clone(),
         metadata: match &copy.metadata {
@@ -106,7 +106,7 @@ fn volume_config(config: &Config, me: &Node, spec: &VolumeSpec) -> VolumeConfig 
 }
 
 /// Reads the superblock.
-fn read(disk: &Disk, place: &MetadataPlace) -> Result<Unrecovered, String> {
+pub(super) fn read(disk: &Disk, place: &MetadataPlace) -> Result<Unrecovered, String> {
     let page = |copy| -> Result<Box<Page>, String> {
         let range = ByteRange::new(Layout::superblock_offset(copy), u64::try_from(PAGE_LEN).expect("a small constant"));
         let bytes =

@@ -11,6 +11,7 @@ use crate::volume::io::{PeerSnapshot, ResyncView, Snapshot};
 
 use super::events::now_ms;
 use super::failover::look::FailoverStatus;
+use super::services::ServiceStatus;
 
 /// Number of this schema.
 pub const SCHEMA: u32 = 1;
@@ -28,7 +29,7 @@ pub struct Status {
     pub version: String,
     /// Its process.
     pub pid: u32,
-    /// Who decides about failover: `etcd`, `fence`, `none`.
+    /// Who decides about failover: `etcd`, `fence`, `agent`, `none`.
     pub arbiter: String,
     /// What that guarantees, as a sentence.
     pub guarantee: String,
@@ -67,6 +68,8 @@ pub struct VolumeStatus {
     pub promotable: Promotable,
     /// What failover makes of it.
     pub failover: FailoverStatus,
+    /// What runs on the primary, in the order in which it starts.
+    pub services: Vec<ServiceStatus>,
     /// Requests in the machine.
     pub requests: u64,
     /// Writes not yet stable on every copy.
@@ -371,7 +374,7 @@ mod tests {
                 "rate": 1 << 20, "eta_s": 1, "paused": false},
             "frozen": {"reason": "the peer is asked", "since": 0, "for_ms": 40},
             "promotable": {"yes": false, "reason": "it is. Nothing to do", "rule": "already-primary"},
-            "failover": {"rule": "", "sentence": "", "verdict": "", "evidence": "", "lease_ms": null, "maintenance": false},
+            "failover": {"rule": "", "sentence": "", "verdict": "", "evidence": "", "lease_ms": null, "maintenance": false}, "services": [],
             "requests": 1, "unstable_writes": 2, "mirrored_bytes": 3, "resynced_bytes": 4, "up_s": 5, "trouble": null
         });
         assert_eq!(value, expected);

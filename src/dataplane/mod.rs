@@ -69,5 +69,5 @@ pub use backend::BackendChoice;
 pub use mailbox::{Mailbox, PostError};
 pub use open::{Disk, DiskConfig, MetadataPlace, OpenError};
 pub use pool::PoolSizes;
-pub use sys::now;
+pub use sys::{Process, broadcast_arp, kill_group, now};
 pub use thread::{SPIN_DEFAULT, ThreadParams, start};

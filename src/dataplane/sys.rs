@@ -228,6 +228,73 @@ pub(super) fn prefetch(file: &File, range: ByteRange) {
     }
 }
 
+/// Ends all processes of a group with SIGKILL. A group that is gone already is none.
+pub fn kill_group(leader: u32) {
+    let leader = libc::pid_t::try_from(leader).ok().filter(|&leader| leader > 1);
+    if let Some(leader) = leader {
+        // SAFETY: the call takes no pointers, and a number above 1 names one group.
+        unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+}
+
+/// A process that stays the same one, whatever becomes of its number.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// The process that has this number now.
+    ///
+    /// # Errors
+    /// There is none, or the kernel is older than 5.3.
+    pub fn find(number: u32) -> io::Result<Self> {
+        let number = libc::pid_t::try_from(number).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: the call takes no pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+        let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: the descriptor was just made, if the check passes, and belongs to nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(check(fd)?) }))
+    }
+
+    /// Ends it with SIGKILL.
+    ///
+    /// # Errors
+    /// It has ended already, or belongs to somebody else.
+    pub fn kill(&self) -> io::Result<()> {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the descriptor is open, and without a siginfo the kernel makes its own.
+        let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), libc::SIGKILL, none, 0) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Sends one ARP packet to everybody on the network of an interface.
+///
+/// # Errors
+/// There is no such interface, or this process may not (CAP_NET_RAW).
+pub fn broadcast_arp(interface: u32, packet: &[u8]) -> io::Result<()> {
+    let protocol = u16::try_from(libc::ETH_P_ARP).expect("a small constant").to_be();
+    // SAFETY: the call takes no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let to = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).expect("a small constant"),
+        sll_protocol: protocol,
+        sll_ifindex: libc::c_int::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    };
+    let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).expect("a small structure");
+    // SAFETY: `packet` is readable for its length, `to` is a sockaddr_ll of `len` bytes; both outlive the call.
+    let sent = unsafe {
+        let to = std::ptr::from_ref(&to).cast();
+        libc::sendto(fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, to, len)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Takes the open-file-description lock on the whole file. False when another open file holds it.
 pub(super) fn lock_description(file: &File) -> io::Result<bool> {
     let narrow = |n: libc::c_int| libc::c_short::try_from(n).expect("a small constant");

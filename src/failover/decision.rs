@@ -85,6 +85,8 @@ fn primary_by_record(view: &View) -> Decision {
     match view.record {
         Recorded::Known(Writer::Me) => {}
         Recorded::Known(_) => return (Rule::NotTheWriter, Verdict::StandDown),
+        // Nobody can have become primary since but the peer, and that one follows.
+        Recorded::RolledBack if view.link && view.peer_in_sync => return (Rule::MendRecord, Verdict::Record),
         // What this node holds it holds; but nothing may be changed over such a record.
         Recorded::RolledBack => return (Rule::RolledBack, if view.waits { Verdict::Wait } else { Verdict::Stay }),
         Recorded::Foreign => return (Rule::ForeignRecord, if view.waits { Verdict::Wait } else { Verdict::Stay }),

@@ -38,6 +38,7 @@ rules! {
     PeerWonFence "peer-won-fence" "The fence says that the peer is primary: this node stops serving and follows.",
     GatewayFrozen "gateway-frozen" "The gateway does not answer, so this node may be the one that is cut off: writes wait.",
     Readmit "readmit" "The peer holds everything again and every new write waits for it: the record counts it in sync again.",
+    MendRecord "mend-record" "The arbiter was restored from a backup, and the peer follows this node: the record is written anew.",
     CannotServe "cannot-serve" "This node's disk failed and the link to the good copy is lost: it can serve nothing, and gives the role up to that copy.",
     HandOver "hand-over" "The operator hands the role to the peer.",
 

@@ -371,6 +371,8 @@ impl Failover {
             }
         } else if let (false, Some(next)) = (self.book.is_stale(), self.resigned()) {
             self.book.swap(now, next, out);
+        } else if let (false, Some(next)) = (self.book.is_stale(), self.mended()) {
+            self.book.swap(now, next, out);
         } else if let (false, Some(next)) = (self.book.is_stale(), self.maintained(out)) {
             self.book.swap(now, next, out);
         } else if let (false, true, Some(record)) = (self.book.is_stale(), self.book.in_doubt(), self.book.record()) {
@@ -425,7 +427,7 @@ impl Failover {
         let rests = self.attached && self.volume.role == Role::Secondary && self.stage == Stage::Rest;
         let mine = matches!(self.recorded(), Recorded::Known(Writer::Me | Writer::MeBefore));
         let record = self.book.record().filter(|_| rests && mine)?;
-        let lost = self.volume.disk == DiskState::Failed || !record.in_sync.contains(&me);
+        let lost = self.volume.disk != DiskState::UpToDate || !record.in_sync.contains(&me);
         let mut next = record.clone();
         next.in_sync.remove(&me);
         if !lost || next.in_sync.is_empty() {
@@ -433,6 +435,25 @@ impl Failover {
         }
         (next.writer, next.left_by) = (None, Some(me));
         next.writer_name.clear();
+        next.renewals += 1;
+        Some(next)
+    }
+
+    /// The record as it was before the arbiter was restored from a backup, where this node is primary and the peer follows: of the two nodes
+    /// that could have claimed it since, one is this, and the other has not. Should it claim now, only one of both swaps succeeds.
+    fn mended(&self) -> Option<Record> {
+        let me = self.config.instance;
+        let held = self.volume.role == Role::Primary && self.volume.link && self.volume.peer_in_sync;
+        let (true, Recorded::RolledBack, Some(term), Some(peer)) =
+            (held, self.recorded(), self.holding, self.volume.peer)
+        else {
+            return None;
+        };
+        let ids = (self.config.cluster, self.config.volume);
+        let mut next = self.book.record().cloned().unwrap_or_else(|| blank(ids.0, ids.1, me));
+        (next.writer, next.left_by, next.term) = (Some(me), None, term);
+        next.writer_name.clone_from(&self.config.node);
+        next.in_sync = BTreeSet::from([me, peer]);
         next.renewals += 1;
         Some(next)
     }

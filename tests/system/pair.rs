@@ -59,19 +59,30 @@ impl Pair {
     /// Formatted and started; both are secondary and fresh.
     #[track_caller]
     pub(crate) fn fresh(setup: &Setup) -> Self {
-        let mut pair = Self::new(setup);
-        for node in [&mut pair.alpha, &mut pair.beta] {
+        Self::new(setup).begin()
+    }
+
+    /// What is configured, formatted and started.
+    #[track_caller]
+    pub(crate) fn begin(mut self) -> Self {
+        for node in [&mut self.alpha, &mut self.beta] {
             node.cli(&["init"]).ok();
             node.start();
         }
-        pair.wait_connected();
-        pair
+        self.wait_connected();
+        self
     }
 
     /// In sync, `alpha` primary.
     #[track_caller]
     pub(crate) fn up(setup: &Setup) -> Self {
-        let pair = Self::fresh(setup);
+        Self::new(setup).found()
+    }
+
+    /// What is configured, in sync, `alpha` primary.
+    #[track_caller]
+    pub(crate) fn found(self) -> Self {
+        let pair = self.begin();
         pair.alpha.cli(&["promote", "--force"]).ok();
         pair.wait_in_sync();
         pair

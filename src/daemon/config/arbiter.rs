@@ -31,6 +31,9 @@ const ETCD_KEYS: &[&str] = &[
 ];
 /// Keys that only `kind = "fence"` has.
 const FENCE_KEYS: &[&str] = &["command", "command_timeout_ms", "fence_delay_ms", "fence_again_ms"];
+/// Keys about the agents of the hosts, for `kind = "agent"` and `kind = "etcd"`.
+const AGENT_KEYS: &[&str] = &["agent_timeout_ms", "agent_again_ms", "agent_hang_ms"];
+const AGENT_WHY: &str = "it belongs to kind = \"agent\" and kind = \"etcd\"";
 
 /// Who decides whether a lost peer can be excluded or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,23 @@ pub struct ArbiterSpec {
     pub automatic_per_hour: usize,
     /// Must answer a ping, or this node takes nothing over.
     pub gateway: Option<IpAddr>,
+    /// The times of the agents; they are asked where the nodes have one.
+    pub agent: AgentSpec,
+}
+
+/// How agents are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentSpec {
+    /// One that has not answered for so long has proved nothing.
+    pub timeout: Duration,
+    /// A daemon that does not answer its own host's agent for so long hangs, and is killed.
+    pub hang: Duration,
+}
+
+impl Default for AgentSpec {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(10), hang: Duration::from_secs(3) }
+    }
 }
 
 /// The kinds of arbiter.
@@ -59,6 +79,8 @@ pub enum ArbiterKind {
     Etcd(EtcdSpec),
     /// A command that switches the peer off.
     Fence(FenceSpec),
+    /// The agent of the peer's host.
+    Agent,
 }
 
 /// Where the record is.
@@ -91,6 +113,7 @@ impl ArbiterSpec {
             ArbiterKind::None { .. } => Arbiter::None,
             ArbiterKind::Etcd(_) => Arbiter::Etcd,
             ArbiterKind::Fence(_) => Arbiter::Fence,
+            ArbiterKind::Agent => Arbiter::Agent,
         }
     }
 
@@ -117,11 +140,13 @@ pub(super) fn arbiter(doc: &Document<'_>, section: Option<Section<'_>>, interval
     let mut timing = Timing { detector: Tuning::of_interval(interval), ..Timing::default() };
     let none = ArbiterKind::None { accept_split_brain: false };
     let Some(mut section) = section else {
-        return ArbiterSpec { kind: none, timing, automatic: true, automatic_per_hour: 2, gateway: None };
+        let agent = AgentSpec::default();
+        return ArbiterSpec { kind: none, timing, automatic: true, automatic_per_hour: 2, gateway: None, agent };
     };
     let line = section.line;
-    let kinds = "it must be \"etcd\", \"fence\" or \"none\"";
-    let kind = section.parsed("kind", kinds, |text| ["etcd", "fence", "none"].iter().position(|word| *word == text));
+    let kinds = "it must be \"etcd\", \"fence\", \"agent\" or \"none\"";
+    let words = ["etcd", "fence", "none", "agent"];
+    let kind = section.parsed("kind", kinds, |text| words.iter().position(|word| *word == text));
     if !section.has("kind") {
         section.missing("kind", kinds);
     }
@@ -133,9 +158,20 @@ pub(super) fn arbiter(doc: &Document<'_>, section: Option<Section<'_>>, interval
     let automatic = section.switch("automatic", true);
     let per_hour = section.number("automatic_per_hour", 2, 1..=16);
     let gateway = section.parsed("gateway", "it must be an IP address", |text| text.parse::<IpAddr>().ok());
+    let mut agent = AgentSpec::default();
     let kind = match kind.map(|at| at.value) {
-        Some(0) => etcd(&mut section, &mut timing),
+        Some(0) => {
+            agent = agents(&mut section, &mut timing);
+            etcd(&mut section, &mut timing)
+        }
         Some(1) => fence(&mut section, &mut timing),
+        Some(3) => {
+            section.forbid(ETCD_KEYS, "it belongs to kind = \"etcd\"");
+            section.forbid(FENCE_KEYS, "it belongs to kind = \"fence\"");
+            section.forbid(&["accept_split_brain"], "it belongs to kind = \"none\"");
+            agent = agents(&mut section, &mut timing);
+            ArbiterKind::Agent
+        }
         _ => alone(&mut section, gateway.as_ref()),
     };
     section.finish();
@@ -145,10 +181,11 @@ pub(super) fn arbiter(doc: &Document<'_>, section: Option<Section<'_>>, interval
         automatic_per_hour: usize::try_from(per_hour.value).expect("a small number"),
         gateway: gateway.map(|at| at.value),
         kind,
+        agent,
     };
     let checked = match spec.kind {
         ArbiterKind::Etcd(_) => spec.timing.check(),
-        ArbiterKind::Fence(_) | ArbiterKind::None { .. } => spec.timing.check_detector(),
+        ArbiterKind::Fence(_) | ArbiterKind::Agent | ArbiterKind::None { .. } => spec.timing.check_detector(),
     };
     if let Err(error) = checked {
         doc.problem(line, format!("[arbiter]: {error}"));
@@ -156,7 +193,17 @@ pub(super) fn arbiter(doc: &Document<'_>, section: Option<Section<'_>>, interval
     spec
 }
 
+fn agents(section: &mut Section<'_>, timing: &mut Timing) -> AgentSpec {
+    let default = AgentSpec::default();
+    timing.proof_again = of(section.number("agent_again_ms", 1000, 100..=3_600_000));
+    AgentSpec {
+        timeout: of(section.number("agent_timeout_ms", ms(default.timeout), 100..=600_000)),
+        hang: of(section.number("agent_hang_ms", ms(default.hang), 500..=600_000)),
+    }
+}
+
 fn alone(section: &mut Section<'_>, gateway: Option<&At<IpAddr>>) -> ArbiterKind {
+    section.forbid(AGENT_KEYS, AGENT_WHY);
     section.forbid(ETCD_KEYS, "it belongs to kind = \"etcd\"");
     section.forbid(FENCE_KEYS, "it belongs to kind = \"fence\"");
     let accept_split_brain = section.switch("accept_split_brain", false);
@@ -219,6 +266,7 @@ fn etcd(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
 }
 
 fn fence(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
+    section.forbid(AGENT_KEYS, AGENT_WHY);
     section.forbid(ETCD_KEYS, "it belongs to kind = \"etcd\"");
     section.forbid(&["accept_split_brain"], "it belongs to kind = \"none\"");
     let right = "it must be a list of texts: the absolute path of a program, and its arguments";
@@ -235,6 +283,7 @@ fn fence(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
 
 /// What failover needs of the nodes.
 pub(super) fn fits_nodes(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Node>]) {
+    agents_fit(doc, spec, nodes);
     let automatic = spec.arbiter() != Arbiter::None || spec.accepts_split_brain();
     for At { value: node, line } in nodes.iter().filter(|node| automatic && node.value.heartbeat.is_empty()) {
         doc.problem(
@@ -244,6 +293,24 @@ pub(super) fn fits_nodes(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Nod
                 node.name
             ),
         );
+    }
+}
+
+/// Agents run on every host, or on none where they are not needed.
+fn agents_fit(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Node>]) {
+    let some = nodes.iter().any(|node| node.value.agent.is_some());
+    for At { value: node, line } in nodes {
+        let what = match (spec.arbiter(), node.agent) {
+            (Arbiter::Fence | Arbiter::None, Some(_)) => {
+                "an agent, and nobody would ask it: only kind = \"agent\" and kind = \"etcd\" do"
+            }
+            (Arbiter::Agent, None) => "no agent; write agent = \"IP:PORT\", and run `repblk agent` on its host",
+            (Arbiter::Etcd, None) if some => {
+                "no agent, and another node has one; write agent = \"IP:PORT\" for each, or for none"
+            }
+            _ => continue,
+        };
+        doc.problem(*line, format!("node {:?} has {what}", node.name));
     }
 }
 

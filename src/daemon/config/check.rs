@@ -23,6 +23,9 @@ pub(super) fn nodes(doc: &Document<'_>, nodes: &[At<Node>]) {
         if node.data.port() != 0 {
             addresses.see(&node.data.to_string(), *line);
         }
+        if let Some(agent) = node.agent {
+            addresses.see(&agent.to_string(), *line);
+        }
         for address in &node.heartbeat {
             datagrams.see(&address.to_string(), *line);
         }

@@ -7,6 +7,7 @@ mod arbiter;
 mod check;
 mod parse;
 mod reader;
+mod services;
 mod suggest;
 
 use std::fmt;
@@ -17,8 +18,9 @@ use std::time::Duration;
 use crate::condition::Mode;
 use crate::meta::superblock;
 
-pub use arbiter::{ArbiterKind, ArbiterSpec, EtcdSpec, FenceSpec};
+pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, FenceSpec};
 pub use reader::ConfigError;
+pub use services::{ServiceKind, ServiceSpec};
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_PATH: &str = "/etc/repblk/repblk.toml";
@@ -61,6 +63,8 @@ pub struct Node {
     pub saved: PathBuf,
     /// Directory for what failover must not forget.
     pub state: PathBuf,
+    /// Where its agent is asked about its daemon.
+    pub agent: Option<SocketAddr>,
 }
 
 /// Where NBD clients are taken.
@@ -112,6 +116,8 @@ pub struct VolumeSpec {
     pub resume_primary: bool,
     /// How the device is driven.
     pub engine: Engine,
+    /// What is started on the primary, in this order.
+    pub services: Vec<ServiceSpec>,
     /// The copies, in the order of the nodes.
     pub copies: Vec<CopySpec>,
 }

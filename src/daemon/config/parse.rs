@@ -7,7 +7,9 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
-use super::{Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check};
+use super::{
+    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check, services,
+};
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
 use crate::meta::activity_log::AL_SLOTS_MAX;
@@ -68,12 +70,14 @@ fn node(mut section: Section<'_>) -> At<Node> {
         section.list("nbd", "it must be \"unix:/absolute/path\" or \"tcp:IP:PORT\"", nbd_address).unwrap_or_default();
     let saved = section.parsed("saved", PATH, absolute);
     let state = section.parsed("state", PATH, absolute);
+    let agent = section.parsed("agent", ADDRESS, dialable).map(|at| at.value);
     let line = section.line;
     section.finish();
     let saved = saved.map_or_else(|| PathBuf::from(SAVED_DEFAULT), |at| at.value);
     let control = control.map_or_else(|| PathBuf::from(format!("/run/repblk/{}.sock", name.value)), |at| at.value);
     let state = state.map_or_else(|| PathBuf::from(STATE_DEFAULT), |at| at.value);
-    let node = Node { name: name.value, data, heartbeat: values(heartbeat), control, nbd: values(nbd), saved, state };
+    let (heartbeat, nbd) = (values(heartbeat), values(nbd));
+    let node = Node { name: name.value, data, heartbeat, control, nbd, saved, state, agent };
     At { value: node, line }
 }
 
@@ -120,6 +124,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
     let direct = section.switch("direct", false);
     let resume_primary = section.switch("resume_primary", true);
     let engine = section.parsed("engine", "it must be \"auto\" or \"thread\"", engine_of);
+    let services = services::services(&mut section);
     let copies = section.named("on").into_iter().map(|(node, section)| copy(node.value, section)).collect();
     let line = section.line;
     section.finish();
@@ -138,6 +143,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
         direct,
         resume_primary,
         engine: engine.map_or_else(Engine::default, |at| at.value),
+        services,
         copies,
     };
     At { value: spec, line }
@@ -161,7 +167,7 @@ fn copy(node: &str, mut section: Section<'_>) -> CopySpec {
     }
 }
 
-fn name_of(section: &mut Section<'_>, key: &'static str, right: &str) -> At<String> {
+pub(super) fn name_of(section: &mut Section<'_>, key: &'static str, right: &str) -> At<String> {
     let line = section.line;
     match section.string(key, NAME) {
         None => {

@@ -100,7 +100,8 @@ fn an_arbiter_of_each_kind_is_read_and_the_example_says_the_defaults() {
     let example = read(GOOD);
     let least = "[arbiter]\nkind = \"etcd\"\nendpoints = [\"http://10.0.3.1:2379\"]\ninsecure = true";
     assert_eq!(example, read(&arbiter(least)));
-    assert_eq!(example.timing, crate::failover::config::Timing::default());
+    let asked_again = Duration::from_secs(1);
+    assert_eq!(example.timing, crate::failover::config::Timing { proof_again: asked_again, ..Default::default() });
     assert_eq!(read(&arbiter("")), read(&arbiter("[arbiter]\nkind = \"none\"")), "no table is kind none");
     let ArbiterKind::Fence(fence) = read(&arbiter("[arbiter]\nkind = \"fence\"\ncommand = [\"/f\", \"x\"]")).kind
     else {
@@ -130,9 +131,12 @@ fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
         (etcd("user = \"u\""), "both of user and password_file"),
         (etcd("").replace("127.0.0.1", "10.0.0.9"), "Say insecure = true"),
         (etcd("").replace("http", "https"), "\"http://HOST:PORT\""),
+        ("kind = \"fence\"\ncommand = [\"/f\"]\nagent_hang_ms = 900".to_owned(), "agent_hang_ms would do nothing here"),
+        ("kind = \"agent\"\nlease_ms = 5000".to_owned(), "lease_ms would do nothing here"),
+        ("kind = \"agent\"".to_owned(), "node \"alpha\" has no agent"),
         (etcd("lease_m = 3"), "did you mean \"lease_ms\"?"),
         ("kind = \"etcd\"".to_owned(), "has no usable endpoints"),
-        ("kind = \"etc\"".to_owned(), "\"etcd\", \"fence\" or \"none\""),
+        ("kind = \"etc\"".to_owned(), "\"etcd\", \"fence\", \"agent\" or \"none\""),
         ("automatic = true".to_owned(), "has no kind"),
         ("kind = \"fence\"\ncommand = [\"fence\"]".to_owned(), "has no usable command"),
         ("kind = \"none\"\nlease_ms = 5000".to_owned(), "lease_ms would do nothing here"),
@@ -145,6 +149,67 @@ fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
     }
     let found = problems(&GOOD.replace("heartbeat = [", "heartbeat = [] # ["));
     assert!(found.iter().any(|p| p.contains("at least one heartbeat path")), "{found:?}");
+}
+
+#[test]
+fn agents_run_on_every_host_or_on_none() {
+    let nodes = |text: String| {
+        text.replace("data = \"10.0.0.1:7789\"", "data = \"10.0.0.1:7789\"\nagent = \"10.0.1.1:7791\"")
+            .replace("data = \"10.0.0.2:7789\"", "data = \"10.0.0.2:7789\"\nagent = \"10.0.1.2:7791\"")
+    };
+    let agents = nodes(arbiter("[arbiter]\nkind = \"agent\"\nagent_hang_ms = 900"));
+    let config = Config::parse(&agents, Path::new("r.toml")).expect("it is right");
+    assert_eq!((config.arbiter.kind, config.arbiter.agent.hang), (ArbiterKind::Agent, Duration::from_millis(900)));
+    assert!(config.nodes.iter().all(|node| node.agent.is_some()));
+    assert!(Config::parse(&nodes(GOOD.to_owned()), Path::new("r.toml")).is_ok(), "beside an etcd, too");
+    let one = nodes(GOOD.to_owned()).replace("agent = \"10.0.1.2:7791\"", "");
+    assert!(problems(&one)[0].contains("node \"beta\" has no agent, and another node has one"), "{:?}", problems(&one));
+    let unasked = nodes(arbiter("[arbiter]\nkind = \"none\""));
+    assert!(problems(&unasked)[0].contains("nobody would ask it"), "{:?}", problems(&unasked));
+}
+
+/// The example with a service in the place of the remarks about services.
+fn service(tables: &str) -> String {
+    GOOD.replace("[volume.on.alpha]", &format!("{tables}\n[volume.on.alpha]"))
+}
+
+#[test]
+fn services_of_each_kind_are_read_as_the_example_has_them() {
+    let start = GOOD.find("# [[volume.service]]").expect("the example has services as a remark");
+    let remarks = GOOD[start..].lines().map_while(|line| line.strip_prefix("# "));
+    let lines: Vec<&str> = remarks.filter(|line| line.starts_with("[[") || line.contains(" = ")).collect();
+    let config = Config::parse(&service(&lines.join("\n")), Path::new("r.toml")).expect("the remarks are right");
+    let services = &config.volumes[0].services;
+    let kinds: Vec<&str> = services.iter().map(|service| service.kind.word()).collect();
+    assert_eq!(kinds, ["command", "unit", "address"]);
+    assert!(services.iter().all(|service| service.stop_limit == Duration::from_secs(60)), "they say the default");
+    let ServiceKind::Address { address, prefix, interface } = &services[2].kind else { panic!("an address") };
+    assert_eq!((address.to_string().as_str(), *prefix, interface.as_str()), ("10.0.2.100", 24, "eth0"));
+}
+
+#[test]
+fn a_service_that_makes_no_sense_is_refused() {
+    let address = "[[volume.service]]\nname = \"ip\"\naddress = \"10.0.2.100/24\"\ninterface = \"eth0\"\n";
+    let one = |keys: &str| format!("[[volume.service]]\nname = \"x\"\n{keys}");
+    let cases = [
+        (one(""), "has no start, unit or address"),
+        (one("unit = \"a.service\"\naddress = \"10.0.0.1/8\""), "more than one of start, unit and address"),
+        (one("unit = \"a.service\"\nstop = [\"/bin/x\"]"), "stop would do nothing here"),
+        (one("unit = \"--now\""), "the name of a systemd unit"),
+        (one("start = [\"/bin/x\"]"), "has no usable stop"),
+        (one("start = [\"x\"]\nstop = [\"/bin/x\"]"), "has no usable start"),
+        (one("address = \"10.0.2.100\"\ninterface = \"eth0\""), "length of its network's prefix"),
+        (one("address = \"10.0.2.100/33\"\ninterface = \"eth0\""), "length of its network's prefix"),
+        (one("address = \"10.0.2.100/24\""), "has no interface"),
+        (one("address = \"10.0.2.100/24\"\ninterface = \"-x\""), "the name of a network interface"),
+        (one("unit = \"a.service\"\nstart_timeout_ms = 1"), "a whole number from 100"),
+        (format!("{address}{}", one("unit = \"a.service\"")), "addresses come last"),
+        (format!("{0}\n{0}", one("unit = \"a.service\"")), "is there twice"),
+    ];
+    for (tables, what) in cases {
+        let found = problems(&service(&tables));
+        assert!(found.iter().any(|p| p.contains(what)), "{tables}: {found:?}");
+    }
 }
 
 #[test]

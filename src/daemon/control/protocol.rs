@@ -86,6 +86,11 @@ pub enum Task {
     Volume(Command),
     /// Failover, which may tell the volume.
     Failover(FailoverAsk),
+    /// What runs on the primary.
+    Services {
+        /// It shall run.
+        on: bool,
+    },
 }
 
 /// What a volume can be told to do; as [`Command`] and [`FailoverAsk`], which explain the fields.
@@ -97,6 +102,7 @@ pub enum Verb {
     Demote { disconnect_clients: bool },
     Switchover,
     Maintenance { on: bool },
+    Services { on: bool },
     Resync { full: bool, discard_local: bool, unsaved: bool },
     Pause,
     Resume,
@@ -120,6 +126,7 @@ impl Verb {
             }
             Self::Switchover => return Task::Failover(FailoverAsk::HandOver),
             Self::Maintenance { on } => return Task::Failover(FailoverAsk::Maintenance { on }),
+            Self::Services { on } => return Task::Services { on },
             Self::Demote { disconnect_clients } => Command::Demote { disconnect_clients },
             Self::Resync { full, discard_local, .. } => {
                 Command::Resync { full, discard: discard_local.then(|| saved.unwrap_or(Discard::Unsaved)) }
@@ -140,6 +147,8 @@ impl Verb {
             Self::Switchover => "switchover",
             Self::Maintenance { on: true } => "maintenance on",
             Self::Maintenance { on: false } => "maintenance off",
+            Self::Services { on: true } => "services start",
+            Self::Services { on: false } => "services stop",
             Self::Resync { .. } => "resync",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -153,7 +162,7 @@ impl Verb {
     pub fn outcome(self) -> &'static str {
         match self {
             // These go on for as long as they take, as `status` shows.
-            Self::Resync { .. } | Self::Connect => "begun",
+            Self::Resync { .. } | Self::Connect | Self::Services { on: true } => "begun",
             _ => "done",
         }
     }
@@ -166,6 +175,7 @@ impl Verb {
             Self::Demote { .. } => "requests in flight, a flush on both copies, and this copy's metadata",
             Self::Switchover => "requests in flight, a flush on both copies, and the peer to take over",
             Self::Maintenance { .. } => "the arbiter's record",
+            Self::Services { .. } => "a service to stop",
             Self::Resync { .. } => "this copy's metadata, and the peer",
             Self::Pause | Self::Resume | Self::Disconnect | Self::Connect => "the volume's thread",
         }

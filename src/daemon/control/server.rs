@@ -26,7 +26,7 @@ use crate::daemon::status::{SCHEMA, Status, VolumeStatus};
 use crate::failover::Failover;
 use crate::failover::config::Arbiter;
 use crate::units::Moment;
-use crate::volume::io::Discard;
+use crate::volume::io::{Command, Discard};
 
 /// Time after which a waiting client is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -142,9 +142,9 @@ impl ControlDesk {
         post.look(look).await.ok_or_else(|| "the daemon is shutting down".to_owned())
     }
 
-    fn volume(&self, name: Option<&str>) -> Result<(&VolumeHandle, &Post), String> {
+    fn volume(&self, name: Option<&str>) -> Result<(&Arc<VolumeHandle>, &Post), String> {
         let names = || self.volumes.iter().map(|volume| volume.name()).collect::<Vec<_>>().join(", ");
-        let of = |place: usize| (self.volumes[place].as_ref(), &self.posts[place]);
+        let of = |place: usize| (&self.volumes[place], &self.posts[place]);
         match (name, &self.volumes[..]) {
             (None, [_]) => Ok(of(0)),
             (None, _) => Err(format!("node {} has several volumes; say which with --volume: {}", self.node, names())),
@@ -159,7 +159,7 @@ impl ControlDesk {
     /// Gives the command and waits for its answer, with a word each time that patience ends.
     async fn carry_out(
         &self,
-        (volume, post): (&VolumeHandle, &Post),
+        (volume, post): (&Arc<VolumeHandle>, &Post),
         verb: Verb,
         timeout_ms: u64,
         writer: &mut (impl AsyncWrite + Unpin),
@@ -175,19 +175,13 @@ impl ControlDesk {
         } else {
             None
         };
+        if let (Verb::Services { .. }, None) = (verb, &post.services) {
+            return Ok(Reply::BadRequest(format!("volume {} has no services in the configuration", volume.name())));
+        }
         if let Some(reply) = forbidden(verb, self.config.arbiter.arbiter()) {
             return Ok(reply);
         }
-        let mut answer: Answering = match verb.task(saved) {
-            Task::Volume(command) => {
-                let answer = volume.command(command);
-                Box::pin(async { Some(answer.await.ok()?.map_err(Denied::Volume)) })
-            }
-            Task::Failover(ask) => {
-                let answer = post.ask(ask);
-                Box::pin(async { answer.await.ok() })
-            }
-        };
+        let mut answer = answering(volume, post, verb.task(saved));
         loop {
             let wait = timeout_at(end.min(Instant::now() + PATIENCE), &mut answer).await;
             if let Ok(answered) = wait {
@@ -288,6 +282,9 @@ impl ControlDesk {
             let trouble = asked.await.unwrap_or_else(|error| Some(error.to_string()));
             let mut status = self.volume_status(volume, trouble);
             status.failover = post.look(look::status).await.unwrap_or_default();
+            if let Some(services) = &post.services {
+                status.services = services.look().await;
+            }
             statuses.push(status);
         }
         Status {
@@ -347,6 +344,38 @@ fn forbidden(verb: Verb, arbiter: Arbiter) -> Option<Reply> {
 /// The answer to a command, on its way; none when whoever would give it has ended.
 type Answering = Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>;
 
+/// Gives a task to whoever carries it out.
+fn answering(volume: &Arc<VolumeHandle>, post: &Post, task: Task) -> Answering {
+    match task {
+        Task::Volume(command @ Command::Demote { .. }) => {
+            let (volume, post) = (Arc::clone(volume), post.clone());
+            Box::pin(async move {
+                let demote = async { Some(volume.command(command).await.ok()?.map_err(Denied::Volume)) };
+                post.rested(demote).await
+            })
+        }
+        Task::Volume(command) => {
+            let answer = volume.command(command);
+            Box::pin(async { Some(answer.await.ok()?.map_err(Denied::Volume)) })
+        }
+        Task::Failover(ask) => {
+            let answer = post.ask(ask);
+            Box::pin(async { answer.await.ok() })
+        }
+        Task::Services { on } => {
+            let services = post.services.clone();
+            Box::pin(async move {
+                let services = services?;
+                if on {
+                    services.release();
+                    return Some(Ok(()));
+                }
+                Some(services.rest().await.map_err(Denied::Services))
+            })
+        }
+    }
+}
+
 fn reply_of(volume: &VolumeHandle, verb: Verb, answered: Option<Outcome>) -> Reply {
     match answered {
         Some(Ok(())) => {
@@ -357,6 +386,7 @@ fn reply_of(volume: &VolumeHandle, verb: Verb, answered: Option<Outcome>) -> Rep
             info!(volume = volume.name(), command = verb.name(), %rule, "command refused");
             Reply::Forbidden { rule: rule.name().to_owned(), sentence: rule.sentence().to_owned() }
         }
+        Some(Err(Denied::Services(why))) => Reply::Failed(format!("{why}; nothing else was changed")),
         Some(Err(Denied::Volume(refusal))) => {
             info!(volume = volume.name(), command = verb.name(), %refusal, "command refused");
             Reply::Refused(refusal)

@@ -15,10 +15,10 @@ use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
 use super::etcd::{Answered, Etcd};
-use super::fence::{self, Case};
 use super::memory::Memory;
+use super::prover::Prover;
 use super::{Denied, Outcome, Post, adapter};
-use crate::daemon::config::FenceSpec;
+use crate::condition::Role;
 use crate::daemon::events::Happening;
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::heartbeat::failover_datagram;
@@ -67,10 +67,11 @@ pub(super) struct Driver {
     /// The own end of each path, and the peer's.
     paths: Vec<(Arc<UdpSocket>, SocketAddr)>,
     questions: Option<Questions>,
-    fence: Option<(FenceSpec, Case)>,
+    prover: Option<Prover>,
     memory: watch::Sender<Memory>,
     carrier: bool,
     gateway: Option<bool>,
+    link: bool,
     /// Operators who wait.
     waiting: BTreeMap<Ticket, oneshot::Sender<Outcome>>,
     tickets: u64,
@@ -89,12 +90,26 @@ impl Driver {
         failover: Failover,
         volume: Arc<VolumeHandle>,
         (node, paths): (String, Vec<(Arc<UdpSocket>, SocketAddr)>),
-        (questions, fence): (Option<Questions>, Option<(FenceSpec, Case)>),
+        (questions, prover): (Option<Questions>, Option<Prover>),
         memory: watch::Sender<Memory>,
     ) -> Self {
         let day = Day { clock: now(), wall: SystemTime::now(), told: None };
-        let (carrier, gateway, waiting) = (true, None, BTreeMap::new());
-        Self { failover, volume, node, paths, questions, fence, memory, carrier, gateway, waiting, tickets: 0, day }
+        let (carrier, gateway, link, waiting) = (true, None, false, BTreeMap::new());
+        Self {
+            failover,
+            volume,
+            node,
+            paths,
+            questions,
+            prover,
+            memory,
+            carrier,
+            gateway,
+            link,
+            waiting,
+            tickets: 0,
+            day,
+        }
     }
 
     /// Drives, for ever.
@@ -109,7 +124,10 @@ impl Driver {
             let due = Instant::now().checked_add(wait).unwrap_or_else(|| Instant::now() + DAY_INTERVAL);
             let input = tokio::select! {
                 biased;
-                Some(said) = said.recv() => self.input(said),
+                Some(said) = said.recv() => {
+                    self.tell_services(&said, &post);
+                    self.input(said)
+                }
                 Some((path, beat)) = beats.recv() => Some(Input::Beat { path, beat }),
                 () = sleep_until(due.into()) => Some(Input::Wake),
             };
@@ -117,6 +135,22 @@ impl Driver {
             if let Some(input) = input {
                 self.step(input, &post);
             }
+        }
+    }
+
+    /// What runs on the primary follows the volume's role, and is announced when a network is back.
+    fn tell_services(&mut self, said: &Said, post: &Post) {
+        let Some(services) = &post.services else { return };
+        let back = match said {
+            Said::Volume(view) => {
+                services.role(view.role == Role::Primary);
+                !std::mem::replace(&mut self.link, view.link) && view.link
+            }
+            Said::Carrier(carrier) => *carrier,
+            _ => false,
+        };
+        if back {
+            services.healed();
         }
     }
 
@@ -186,16 +220,19 @@ impl Driver {
                 let _ = self.questions.as_ref().map(|questions| questions.send((ask, request)));
             }
             Effect::Prove { ask } => {
-                let Some((spec, case)) = self.fence.clone() else { return };
+                let Some(prover) = self.prover.clone() else { return };
                 let post = post.clone();
                 tokio::spawn(async move {
-                    let word = fence::fence(&spec, &case).await;
+                    let word = prover.prove().await;
                     post.say(Said::Proof { ask, word });
                 });
             }
             Effect::Direct(directive) => self.direct(directive, post),
             // Only a record that others read makes a lease of it.
-            Effect::Lease { until } if self.questions.is_some() => self.volume.set_lease(until),
+            Effect::Lease { until } if self.questions.is_some() => {
+                self.volume.set_lease(until);
+                let _ = post.services.as_ref().map(|services| services.lease(until));
+            }
             Effect::Lease { .. } => {}
             Effect::Answer { ticket, result } => {
                 let waiter = self.waiting.remove(&ticket);

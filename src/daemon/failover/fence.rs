@@ -16,16 +16,8 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::daemon::config::FenceSpec;
+use crate::daemon::services::run::Case;
 use crate::failover::io::ProofWord;
-
-/// Who fences whom.
-#[derive(Debug, Clone)]
-pub(super) struct Case {
-    pub(super) cluster: String,
-    pub(super) node: String,
-    pub(super) peer: String,
-    pub(super) volume: String,
-}
 
 /// Runs the command once.
 pub(super) async fn fence(spec: &FenceSpec, case: &Case) -> ProofWord {

@@ -99,7 +99,7 @@ mod tests {
             let expected = format!("| `{rule}` | {} |", rule.sentence());
             assert!(row(expected), "docs/failover.md does not explain {rule} as `plan` does");
         }
-        for kind in ["etcd", "fence", "none"] {
+        for kind in ["etcd", "fence", "agent", "none"] {
             assert!(row(format!("| `{kind}` |")), "docs/failover.md does not explain kind {kind}");
         }
     }

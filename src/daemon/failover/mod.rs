@@ -14,6 +14,7 @@
 //! | `adapter` | the words of the volume and the words of the machine |
 //! | `etcd` | the record's keeper |
 //! | `fence` | the command that switches the peer off |
+//! | `prover` | whoever is asked what has become of the peer: the fence, or the agent of its host |
 //! | `gateway`, `carrier` | a ping, a cable |
 //! | `memory` | what is kept on the disk |
 //! | `look` | what `status`, `plan` and `history` show |
@@ -26,6 +27,7 @@ mod fence;
 mod gateway;
 pub mod look;
 mod memory;
+mod prover;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,13 +39,16 @@ use tokio::task::JoinHandle;
 use self::driver::{Driver, Said};
 use self::etcd::{Etcd, Login, Place};
 use self::memory::MemoryFile;
+use self::prover::Prover;
 use super::config::{ArbiterKind, Config, Node};
 use super::handle::VolumeHandle;
+use super::services::{self, run::Case};
 use crate::condition::Mode;
-use crate::failover::Failover;
 use crate::failover::config::{Arbiter, Config as MachineConfig};
+use crate::failover::decision::Verdict;
 use crate::failover::io::{Ask, Beat};
 use crate::failover::rule::Rule;
+use crate::failover::{Failover, Question};
 use crate::units::Moment;
 use crate::volume::io::{Refusal, Standing};
 
@@ -57,6 +62,8 @@ pub(super) enum Denied {
     Volume(Refusal),
     /// By a rule of failover.
     Failover(Rule),
+    /// By a service that cannot be stopped.
+    Services(String),
 }
 
 /// How an operator's wish ended.
@@ -67,6 +74,8 @@ pub(super) type Outcome = Result<(), Denied>;
 pub(super) struct Post {
     said: mpsc::UnboundedSender<Said>,
     beats: mpsc::Sender<(usize, Beat)>,
+    /// What runs on the primary, if anything does.
+    pub(super) services: Option<services::Post>,
 }
 
 impl Post {
@@ -81,8 +90,40 @@ impl Post {
         self.say(Said::Volume(adapter::view(standing)));
     }
 
-    /// An operator wants something; the receiver gets the answer.
+    /// An operator wants something; the receiver gets the answer. Services are stopped before the role is handed over.
     pub(super) fn ask(&self, ask: Ask) -> oneshot::Receiver<Outcome> {
+        if ask != Ask::HandOver || self.services.is_none() {
+            return self.ask_machine(ask);
+        }
+        let (reply, answer) = oneshot::channel();
+        let post = self.clone();
+        tokio::spawn(async move {
+            let look = |failover: &Failover, now| failover.plan(now, Question::HandOver);
+            let outcome = match post.look(look).await {
+                // Nothing is stopped for what is refused anyway.
+                Some(plan) if plan.verdict != Verdict::HandOver => Some(Err(Denied::Failover(plan.rule))),
+                _ => post.rested(async { post.ask_machine(ask).await.ok() }).await,
+            };
+            // Whoever asked may have given up.
+            let _ = outcome.map(|outcome| reply.send(outcome));
+        });
+        answer
+    }
+
+    /// Stops the services and then gives the role up by `give_up`; they are started again when that comes to nothing.
+    pub(super) async fn rested(&self, give_up: impl Future<Output = Option<Outcome>>) -> Option<Outcome> {
+        let Some(services) = &self.services else { return give_up.await };
+        if let Err(why) = services.rest().await {
+            return Some(Err(Denied::Services(why)));
+        }
+        let outcome = give_up.await;
+        if !matches!(outcome, Some(Ok(()))) {
+            services.release();
+        }
+        outcome
+    }
+
+    fn ask_machine(&self, ask: Ask) -> oneshot::Receiver<Outcome> {
         let (reply, answer) = oneshot::channel();
         self.say(Said::Operator { ask, reply });
         answer
@@ -145,7 +186,7 @@ pub(super) fn start(
         incarnation: *incarnation,
         paths: sockets.len(),
         arbiter: spec.arbiter(),
-        agent: false,
+        agent: spec.arbiter() == Arbiter::Etcd && peer.agent.is_some(),
         timing: spec.timing,
         // What is acknowledged in async the peer may lack.
         automatic: spec.automatic && volume.spec.mode != Mode::Async,
@@ -160,21 +201,20 @@ pub(super) fn start(
     let failover = Failover::new(crate::dataplane::now(), machine, memory.past.clone(), memory.floor);
     let (said, hearing) = mpsc::unbounded_channel();
     let (beats, beaten) = mpsc::channel(BEATS_MAX);
-    let post = Post { said, beats };
+    let case = Case {
+        cluster: config.cluster.clone(),
+        node: me.name.clone(),
+        peer: peer.name.clone(),
+        volume: volume.name().to_owned(),
+    };
+    let services = services::start(volume, case.clone(), spec.arbiter() == Arbiter::Etcd, tasks);
+    let post = Post { said, beats, services };
     let (remember, remembered) = watch::channel(memory);
     tasks.push(tokio::spawn(file.keep_writing(remembered)));
-    let (mut questions, mut fence) = (None, None);
+    let prover = Prover::new(spec, case, (me, peer), volume.identity.instance);
+    let mut questions = None;
     match &spec.kind {
-        ArbiterKind::None { .. } => {}
-        ArbiterKind::Fence(spec) => {
-            let case = fence::Case {
-                cluster: config.cluster.clone(),
-                node: me.name.clone(),
-                peer: peer.name.clone(),
-                volume: volume.name().to_owned(),
-            };
-            fence = Some((spec.clone(), case));
-        }
+        ArbiterKind::None { .. } | ArbiterKind::Fence(_) | ArbiterKind::Agent => {}
         ArbiterKind::Etcd(etcd) => {
             let login = etcd.login.clone().map(|(user, password_file)| Login { user, password_file });
             let place = Place { endpoints: etcd.endpoints.clone(), login };
@@ -195,7 +235,7 @@ pub(super) fn start(
     }
     let paths: Vec<(Arc<UdpSocket>, SocketAddr)> =
         sockets.iter().cloned().zip(peer.heartbeat.iter().copied()).collect();
-    let driver = Driver::new(failover, Arc::clone(volume), (me.name.clone(), paths), (questions, fence), remember);
+    let driver = Driver::new(failover, Arc::clone(volume), (me.name.clone(), paths), (questions, prover), remember);
     tasks.push(tokio::spawn(driver.run(post.clone(), hearing, beaten)));
     volume.failover.set(post.clone()).map_err(|_| format!("volume {} is driven already", volume.name()))?;
     Ok(post)

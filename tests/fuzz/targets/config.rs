@@ -4,7 +4,8 @@
 
 use super::notes::{note, note_text};
 use repblk::daemon::config::{
-    ArbiterKind, ArbiterSpec, Config, ConfigError, Engine, MetadataPlace, NODES_MAX, VOLUMES_MAX, VolumeSpec,
+    ArbiterKind, ArbiterSpec, Config, ConfigError, Engine, MetadataPlace, NODES_MAX, ServiceKind, ServiceSpec,
+    VOLUMES_MAX, VolumeSpec,
 };
 use std::fmt::Write as _;
 use std::path::Path;
@@ -77,6 +78,9 @@ fn render(config: &Config) -> String {
         writeln!(text, "heartbeat = [{heartbeat}]\nnbd = [{nbd}]").expect(say);
         writeln!(text, "control = {}\nsaved = {}", path(&node.control), path(&node.saved)).expect(say);
         writeln!(text, "state = {}", path(&node.state)).expect(say);
+        if let Some(agent) = node.agent {
+            writeln!(text, "agent = {}", quoted(&agent.to_string())).expect(say);
+        }
     }
     for volume in &config.volumes {
         render_volume(volume, &mut text);
@@ -106,7 +110,9 @@ fn render_arbiter(spec: &ArbiterSpec, text: &mut String) {
             ("fence_delay_ms", ms(timing.fence_delay)),
             ("fence_again_ms", ms(timing.proof_again)),
         ]),
+        ArbiterKind::Agent => render_agents(spec, &mut keys),
         ArbiterKind::Etcd(etcd) => {
+            render_agents(spec, &mut keys);
             let endpoints: Vec<String> = etcd.endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect();
             assert!(timing.check().is_ok() && !endpoints.is_empty());
             keys.extend([
@@ -126,6 +132,34 @@ fn render_arbiter(spec: &ArbiterSpec, text: &mut String) {
         }
     }
     text.push_str("[arbiter]\n");
+    for (key, value) in keys {
+        writeln!(text, "{key} = {value}").expect("text grows");
+    }
+}
+
+fn render_agents(spec: &ArbiterSpec, keys: &mut Vec<(&str, String)>) {
+    keys.extend([
+        ("agent_timeout_ms", spec.agent.timeout.as_millis().to_string()),
+        ("agent_hang_ms", spec.agent.hang.as_millis().to_string()),
+        ("agent_again_ms", spec.timing.proof_again.as_millis().to_string()),
+    ]);
+}
+
+fn render_service(service: &ServiceSpec, text: &mut String) {
+    let list = |items: &[String]| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
+    let mut keys = vec![
+        ("name", quoted(&service.name)),
+        ("start_timeout_ms", service.start_limit.as_millis().to_string()),
+        ("stop_timeout_ms", service.stop_limit.as_millis().to_string()),
+    ];
+    match &service.kind {
+        ServiceKind::Command { start, stop } => keys.extend([("start", list(start)), ("stop", list(stop))]),
+        ServiceKind::Unit(unit) => keys.push(("unit", quoted(unit))),
+        ServiceKind::Address { address, prefix, interface } => {
+            keys.extend([("address", quoted(&format!("{address}/{prefix}"))), ("interface", quoted(interface))]);
+        }
+    }
+    text.push_str("[[volume.service]]\n");
     for (key, value) in keys {
         writeln!(text, "{key} = {value}").expect("text grows");
     }
@@ -155,6 +189,9 @@ fn render_volume(volume: &VolumeSpec, text: &mut String) {
     text.push_str("[[volume]]\n");
     for (key, value) in keys {
         writeln!(text, "{key} = {value}").expect("text grows");
+    }
+    for service in &volume.services {
+        render_service(service, text);
     }
     for copy in &volume.copies {
         let metadata = match &copy.metadata {

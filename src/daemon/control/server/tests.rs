@@ -62,7 +62,7 @@ fn news_of(thread: Thread, letter: Letter) -> Option<News> {
         Letter::Ask { ticket } if thread != Thread::Hung => Some(News::State { ticket, state: Box::new(state()) }),
         Letter::Command { ticket, command } if thread == Thread::Well => {
             let refusal = Refusal { rule: Rule::NoResyncPartner, what: "no".into(), way_out: "Wait".into() };
-            let result = if command == crate::volume::io::Command::Pause { Err(refusal) } else { Ok(()) };
+            let result = if command == Command::Pause { Err(refusal) } else { Ok(()) };
             Some(News::Answer { ticket, result })
         }
         _ => None,
