@@ -23,14 +23,17 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 CONFIG = """cluster = "drill"
 [arbiter]
-kind = "etcd"
-endpoints = ["http://{etcd}:2379"]
+{arbiter}
+"""
+ARBITERS = {
+    "etcd": f"""kind = "etcd"
+endpoints = ["http://{ETCD}:2379"]
 insecure = true
 settled_ms = 500
 dwell_ms = 0
-automatic_per_hour = 16
-{arbiter}
-"""
+automatic_per_hour = 16""",
+    "none": 'kind = "none"',
+}
 NODE = """
 [[node]]
 name = "{name}"
@@ -46,7 +49,6 @@ VOLUME_TABLE = """
 name = "mes"
 peer_timeout_ms = 1000
 ping_interval_ms = 250
-{volume}
 [volume.on.alpha]
 device = "{directory}/{alpha}"
 [volume.on.beta]
@@ -280,6 +282,7 @@ class World:
                 image.truncate(SIZE)
             if name in drill.get("disks", []):
                 self.disks[name] = Disk(directory, name)
+        self.arbitrated = drill.get("kind") != "none"
         self.configure(drill)
         self.nodes = {name: Node(self, name) for name in ("alpha", "beta")}
         for name, offset in drill.get("clocks", {}).items():
@@ -290,13 +293,13 @@ class World:
         """The nodes' configuration, and the one of the database host, which knows them by the network only."""
         devices = {name: f"{name}.disk/img" if name in self.disks else f"{name}.img" for name in ("alpha", "beta")}
         for file in ("pair", "host"):
-            text = CONFIG.format(etcd=ETCD, arbiter=drill.get("arbiter", ""))
+            text = CONFIG.format(arbiter=ARBITERS[drill.get("kind", "etcd")])
             for number, name in enumerate(("alpha", "beta"), 1):
                 nbd = f'"tcp:10.0.2.{number}:10809"'
                 if file == "pair":
                     nbd += f', "unix:{self.directory}/{name}-nbd.sock"'
                 text += NODE.format(name=name, data=f"10.0.0.{number}", heartbeat=f"10.0.1.{number}", nbd=nbd, directory=self.directory)
-            text += VOLUME_TABLE.format(directory=self.directory, volume=drill.get("volume", ""), **devices)
+            text += VOLUME_TABLE.format(directory=self.directory, **devices)
             with open(f"{self.directory}/{file}.toml", "w", encoding="utf-8") as config:
                 config.write(text)
 
@@ -330,7 +333,8 @@ class World:
         self.writers = {"through": [Writer(n, f"through {n}", place, VOLUME, 0.01) for n in (0, 1)],
                         "alpha": [Writer(2, "at alpha", alpha.socket, VOLUME, 0.005)],
                         "beta": [Writer(3, "at beta", beta.socket, VOLUME, 0.005)]}
-        wait_until(SHORT_S, "standby that is ready", beta.ready)
+        if self.arbitrated:
+            wait_until(SHORT_S, "standby that is ready", beta.ready)
 
     def start_attach(self):
         """`repblk attach` on the database host."""
@@ -352,13 +356,6 @@ class World:
         done = subprocess.run(self.hosts["arbiter"].inside("etcdctl", "--endpoints=http://127.0.0.1:2379", "endpoint", "health"),
                               env={**os.environ, "ETCDCTL_API": "3"}, capture_output=True, check=False)
         return done.returncode == 0
-
-    def record(self):
-        """The arbiter's record."""
-        done = subprocess.run(self.hosts["arbiter"].inside("etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "--print-value-only",
-                                                           f"/repblk/drill/{VOLUME}"),
-                              env={**os.environ, "ETCDCTL_API": "3"}, capture_output=True, text=True, check=False)
-        return json.loads(done.stdout) if done.stdout.strip() else {}
 
     def everyone(self):
         """All writers."""
