@@ -40,7 +40,7 @@ from drill_world import HERE, POLL_S, VOLUME, Failed, wait_until
 
 # What is done to the pair, rather than looked at.
 DEEDS = {"die", "kill", "start", "term", "stop", "cont", "cut", "plug", "mute", "starve", "mend", "flap", "etcd", "disk", "cli", "try",
-         "kill-at", "attach"}
+         "begin", "kill-at", "attach"}
 
 
 class Steps:
