@@ -1,12 +1,13 @@
 # shellcheck shell=bash
 # PostgreSQL on the exported device, on the database host of the demo. Sourced after hosts.sh.
 #
-# The caller sets WORK and LOGS. Everything here runs on host `db`; its mounts are invisible elsewhere and end with it.
+# The caller sets WORK, LOGS, REPBLK and CONFIG. Everything here runs on host `db`; its mounts are invisible elsewhere and end with it.
 
 PG_BIN=/usr/lib/postgresql/15/bin
 MOUNT=/run/mes # on the database host, whose /run is $WORK/db/run: user postgres can get there wherever WORK is
 DEVICE=        # the block device: /dev/nbdN or /dev/loopN
-ATTACHED=      # kernel | fuse: how DEVICE reaches the node
+ATTACHED=      # kernel | fuse: how DEVICE reaches `repblk attach`
+URI=           # where `repblk attach` serves the volume
 
 on_db() { host_run db "$@"; }
 
@@ -17,20 +18,25 @@ kernel_nbd() {
     [[ -d /sys/module/nbd ]] || { command -v modprobe >/dev/null && modprobe --quiet nbd 2>/dev/null; }
 }
 
-# device_attach ADDRESS PORT EXPORT: connects the database host to a node; the device's path goes to DEVICE.
+# device_attach EXPORT: a device on the database host that follows the primary; its path goes to DEVICE.
 #
-# Without a kernel client: nbdfuse shows the export as a file, a loop device makes it a block device. A flush of the
-# loop device is an fsync of the file, which nbdfuse passes on as NBD_CMD_FLUSH. Direct
-# I/O keeps the loop device from caching everything a second time, and from acknowledging what was only cached.
+# `repblk attach` finds the primary and serves a socket. A kernel with an NBD client makes a device of that socket itself.
+# Without one nbdfuse shows it as a file, and a loop device makes that a block device: its flush is an fsync of the file,
+# which nbdfuse passes on as NBD_CMD_FLUSH. Direct I/O keeps the loop device from caching everything a second time, and
+# from acknowledging what was only cached.
 device_attach() {
-    wait_for 10 "an answer from $1:$2" nbd_answers "nbd://$1:$2/$3" || return 1
+    local socket=/run/repblk/attach-$1.nbd
+    URI="nbd+unix:///$1?socket=$socket"
+    on_db mkdir -p /run/repblk
+    host_start db attach "$LOGS/attach.log" "$REPBLK" --config "$CONFIG" attach "$1"
+    wait_for 10 "repblk attach to find the primary" device_answers || return 1
     if kernel_nbd; then
         local candidate
         for candidate in /sys/block/nbd*; do
             [[ -e $candidate/pid ]] && continue
             DEVICE=/dev/${candidate##*/}
-            # The netlink interface of the driver exists in the first network namespace only, hence the older one.
-            if on_db nbd-client -nonetlink -N "$3" "$1" "$2" "$DEVICE" -timeout 30 >>"$LOGS/attach.log" 2>&1; then
+            # The netlink interface of the driver, and with it `attach --device`, exists in the first network namespace only.
+            if on_db nbd-client -nonetlink -N "$1" -unix "$socket" "$DEVICE" -timeout 600 >>"$LOGS/attach.log" 2>&1; then
                 ATTACHED=kernel
                 return 0
             fi
@@ -40,8 +46,8 @@ device_attach() {
     # The file has the name of the work directory, so that a loop device tells which run it belongs to.
     local file=/run/nbd/${WORK##*/}
     on_db mkdir -p /run/nbd
-    host_start db nbdfuse "$LOGS/attach.log" nbdfuse "$file" "nbd://$1:$2/$3"
-    wait_for 10 "nbdfuse to connect to $1:$2" on_db test -f "$file" || return 1
+    host_start db nbdfuse "$LOGS/attach.log" nbdfuse "$file" "$URI"
+    wait_for 10 "nbdfuse to connect to repblk attach" on_db test -f "$file" || return 1
     DEVICE=$(on_db losetup --find --show --direct-io=on "$file") || return 1
     ATTACHED=fuse
     # Detaching a device in use makes it go with its last user: a process of this host, which cannot outlive it.
@@ -51,11 +57,11 @@ device_attach() {
     on_db losetup --detach "$DEVICE"
 }
 
-nbd_answers() { on_db timeout 3 nbdinfo --size "$1" >/dev/null 2>>"$LOGS/attach.log"; }
+device_answers() { on_db timeout 3 nbdinfo --size "$URI" >/dev/null 2>>"$LOGS/attach.log"; }
 
 device_held() { [[ $(on_db readlink "/proc/$(on_db cat /run/device.pid)/fd/0") == "$DEVICE" ]]; }
 
-# device_detach: lets go of the device, which must not be mounted.
+# device_detach EXPORT: lets go of the device, which must not be mounted, and ends `repblk attach`.
 device_detach() {
     case $ATTACHED in
     kernel)
@@ -68,18 +74,26 @@ device_detach() {
         wait_for 10 "nbdfuse to end" host_ended db nbdfuse || return 1
         ;;
     esac
+    on_db "$REPBLK" --config "$CONFIG" detach "$1" >>"$LOGS/attach.log" 2>&1 || return 1
+    wait_for 10 "repblk attach to end" host_ended db attach || return 1
     DEVICE=
     ATTACHED=
 }
 
 device_free() { [[ ! -e /sys/block/${DEVICE#/dev/}/loop/backing_file ]]; }
 
-# device_abandon: the node behind the device is dead. Whoever waits for its answers gets an error, and can end.
+# device_abandon: the kernel's own NBD devices belong to no namespace: they have to be given back by hand.
 device_abandon() {
-    case $ATTACHED in
-    kernel) on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1 && ATTACHED= ;;
-    fuse) host_signal db nbdfuse KILL ;;
-    esac
+    [[ $ATTACHED != kernel ]] || on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1
+}
+
+# device_errors: how many errors the file system has seen of the device.
+device_errors() { cat "/sys/fs/ext4/${DEVICE#/dev/}/errors_count"; }
+
+# mount_id: the kernel's number of the present mount of the file system; another mount has another one.
+mount_id() {
+    # shellcheck disable=SC2016  # awk's own variables
+    on_db awk -v at="$MOUNT" '$5 == at { print $1 }' /proc/self/mountinfo
 }
 
 fs_make() { on_db mkfs.ext4 -q -L mes "$DEVICE"; }
@@ -123,7 +137,7 @@ pg_start() {
     host_start db postgres "$LOGS/postgresql.log" \
         unshare --pid --fork --kill-child setpriv --reuid postgres --regid postgres --init-groups \
         "$PG_BIN/postgres" -D "$MOUNT/pg"
-    wait_for "${1:-30}" "PostgreSQL to accept connections" pg_settled
+    wait_for 30 "PostgreSQL to accept connections" pg_settled
     pg_ready
 }
 
@@ -145,10 +159,13 @@ pg_stop() {
     wait_for 60 "PostgreSQL to shut down" host_ended db postgres
 }
 
-# pg_kill: kills the whole server. It may have to wait for the device, so the end of it is awaited by `pg_killed`.
-pg_kill() { pg_signal KILL; }
-
-pg_killed() { wait_for 20 "the killed PostgreSQL to end" host_ended db postgres; }
+# pg_sessions: the server and the sessions of the clients, each by process number and start; one a line, sorted.
+pg_sessions() {
+    as_postgres psql --host /run/postgresql --dbname mes --no-psqlrc --tuples-only --no-align --command "
+        SELECT 'server', pg_postmaster_start_time() UNION ALL
+        SELECT pid::text, backend_start FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY 1"
+}
 
 # amcheck [OPTION...]: every table and every index of every database, with the heap compared to the index.
 amcheck() {

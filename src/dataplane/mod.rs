@@ -74,5 +74,5 @@ pub use line::Negotiated;
 pub use mailbox::{Mailbox, PostError};
 pub use open::{Disk, DiskConfig, MetadataPlace, OpenError};
 pub use pool::PoolSizes;
-pub use sys::{Process, broadcast_arp, kill_group, now};
+pub use sys::{Process, broadcast_arp, interface, kill_group, now};
 pub use thread::{SPIN_DEFAULT, ThreadParams, start};

@@ -1,5 +1,6 @@
 //! The few system calls that the standard library does not offer, each behind a safe function.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -265,6 +266,33 @@ impl Process {
         let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), libc::SIGKILL, none, 0) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+}
+
+/// The number of a network interface, and its hardware address on an Ethernet, as this process's network has them.
+///
+/// # Errors
+/// There is no such interface.
+pub fn interface(name: &str) -> io::Result<(u32, [u8; 6])> {
+    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: `name` ends with a zero and outlives the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let bytes = name.as_bytes_with_nul().len();
+    // SAFETY: an ifreq is plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if bytes > request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: both are that long, and they are different memory.
+    unsafe { std::ptr::copy_nonoverlapping(name.as_ptr(), request.ifr_name.as_mut_ptr(), bytes) };
+    let any = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: the descriptor is open, and `request` is an ifreq that the call may write.
+    check(unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request) })?;
+    // SAFETY: the call has succeeded, and then this is the part of the union that it wrote; the first six of its 14 bytes are read.
+    let hardware = unsafe { std::ptr::addr_of!(request.ifr_ifru.ifru_hwaddr.sa_data).cast::<[u8; 6]>().read() };
+    Ok((index, hardware))
 }
 
 /// Sends one ARP packet to everybody on the network of an interface.

@@ -443,7 +443,9 @@ impl Failover {
     /// that could have claimed it since, one is this, and the other has not. Should it claim now, only one of both swaps succeeds.
     fn mended(&self) -> Option<Record> {
         let me = self.config.instance;
-        let held = self.volume.role == Role::Primary && self.volume.link && self.volume.peer_in_sync;
+        let linked = self.volume.link && self.volume.peer_in_sync;
+        // A copy that is lost must not be counted again.
+        let held = self.volume.role == Role::Primary && linked && self.volume.disk == DiskState::UpToDate;
         let (true, Recorded::RolledBack, Some(term), Some(peer)) =
             (held, self.recorded(), self.holding, self.volume.peer)
         else {

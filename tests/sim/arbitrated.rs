@@ -157,3 +157,30 @@ fn an_isolated_primary_is_superseded() {
         assert!(!w.memory.split_brain, "and is behind, and no fork");
     }
 }
+
+/// The primary's disk fails and it serves on with B's copy. Then their data link is lost, and nothing else: A can serve nothing and gives the
+/// role up although B hears it. No client is told an error meanwhile.
+#[test]
+fn a_primary_that_can_serve_nothing_gives_the_role_up() {
+    for (seed, kind) in (1..=8).zip(["write", "flush"].into_iter().cycle()) {
+        let mut w = founded(940 + seed, Options { arbitrated: true, clients: 2, ..Options::calm() });
+        w.nodes[0].disk.fail_next(kind);
+        let failed = w.run_until(5 * SECOND, |w| w.nodes[0].disk_is(DiskState::Failed));
+        assert!(failed, "A uses its disk:\n  {}", w.summary());
+        // Also before what follows from the failed disk is done.
+        w.run_for(if seed <= 2 { SECOND } else { Rng::new(seed).between(0, 3 * MS) });
+        w.data_cut_until = w.now + 20 * SECOND;
+        w.cut_now("scenario");
+        let over = w.run_until(3 * SECOND, |w| w.nodes[1].is_primary());
+        assert!(over, "B takes over without a wait for the lease:\n  {}", w.summary());
+        assert_eq!(w.nodes[0].role(), Some(Role::Secondary));
+        let before = w.history.acknowledgements();
+        w.run_for(SECOND);
+        assert!(w.history.acknowledgements() > before, "and serves");
+        assert!(!w.marks.contains_key("client error"), "no client is told an error");
+        w.power_loss(0);
+        w.restart_after(0, MS);
+        w.converge();
+        assert!(!w.memory.split_brain);
+    }
+}

@@ -32,7 +32,7 @@ impl Drop for Agents {
 #[track_caller]
 fn up(arbiter: &str) -> (Agents, Pair) {
     let volume_keys = "peer_timeout_ms = 1000\nping_interval_ms = 250";
-    let arbiter = format!("{arbiter}\nsettled_ms = 500\ndwell_ms = 0\nagent_hang_ms = 1000\n");
+    let arbiter = format!("{arbiter}\nsettled_ms = 500\ndwell_ms = 0\nagent_hang_ms = 2000\n");
     let pair = Pair::new(&Setup { volume_keys, arbiter, ..Setup::default() });
     for of in [&pair.alpha, &pair.beta] {
         for node in [&pair.alpha, &pair.beta] {

@@ -198,7 +198,8 @@ fn agents(section: &mut Section<'_>, timing: &mut Timing) -> AgentSpec {
     timing.proof_again = of(section.number("agent_again_ms", 1000, 100..=3_600_000));
     AgentSpec {
         timeout: of(section.number("agent_timeout_ms", ms(default.timeout), 100..=600_000)),
-        hang: of(section.number("agent_hang_ms", ms(default.hang), 500..=600_000)),
+        // A daemon whose volume hangs answers all the same, and takes a moment for it.
+        hang: of(section.number("agent_hang_ms", ms(default.hang), 2000..=600_000)),
     }
 }
 

@@ -131,7 +131,10 @@ fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
         (etcd("user = \"u\""), "both of user and password_file"),
         (etcd("").replace("127.0.0.1", "10.0.0.9"), "Say insecure = true"),
         (etcd("").replace("http", "https"), "\"http://HOST:PORT\""),
-        ("kind = \"fence\"\ncommand = [\"/f\"]\nagent_hang_ms = 900".to_owned(), "agent_hang_ms would do nothing here"),
+        (
+            "kind = \"fence\"\ncommand = [\"/f\"]\nagent_hang_ms = 2500".to_owned(),
+            "agent_hang_ms would do nothing here",
+        ),
         ("kind = \"agent\"\nlease_ms = 5000".to_owned(), "lease_ms would do nothing here"),
         ("kind = \"agent\"".to_owned(), "node \"alpha\" has no agent"),
         (etcd("lease_m = 3"), "did you mean \"lease_ms\"?"),
@@ -157,9 +160,9 @@ fn agents_run_on_every_host_or_on_none() {
         text.replace("data = \"10.0.0.1:7789\"", "data = \"10.0.0.1:7789\"\nagent = \"10.0.1.1:7791\"")
             .replace("data = \"10.0.0.2:7789\"", "data = \"10.0.0.2:7789\"\nagent = \"10.0.1.2:7791\"")
     };
-    let agents = nodes(arbiter("[arbiter]\nkind = \"agent\"\nagent_hang_ms = 900"));
+    let agents = nodes(arbiter("[arbiter]\nkind = \"agent\"\nagent_hang_ms = 2500"));
     let config = Config::parse(&agents, Path::new("r.toml")).expect("it is right");
-    assert_eq!((config.arbiter.kind, config.arbiter.agent.hang), (ArbiterKind::Agent, Duration::from_millis(900)));
+    assert_eq!((config.arbiter.kind, config.arbiter.agent.hang), (ArbiterKind::Agent, Duration::from_millis(2500)));
     assert!(config.nodes.iter().all(|node| node.agent.is_some()));
     assert!(Config::parse(&nodes(GOOD.to_owned()), Path::new("r.toml")).is_ok(), "beside an etcd, too");
     let one = nodes(GOOD.to_owned()).replace("agent = \"10.0.1.2:7791\"", "");

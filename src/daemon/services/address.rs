@@ -10,7 +10,7 @@ use std::process::Stdio;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::process::Command;
 
-use crate::dataplane::broadcast_arp;
+use crate::dataplane;
 use crate::services::Action;
 
 /// Every node of the link.
@@ -49,11 +49,9 @@ pub(super) async fn is_here(address: IpAddr, interface: &str) -> Result<bool, St
 /// # Errors
 /// When the interface is not there, or this process may not send so.
 pub(super) fn announce(address: IpAddr, interface: &str) -> io::Result<()> {
-    let about = |what: &str| std::fs::read_to_string(format!("/sys/class/net/{interface}/{what}"));
-    let index: u32 = about("ifindex")?.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
-    let hardware = hardware(about("address")?.trim()).ok_or(io::ErrorKind::Unsupported)?;
+    let (index, hardware) = dataplane::interface(interface)?;
     match address {
-        IpAddr::V4(address) => broadcast_arp(index, &arp(hardware, address)),
+        IpAddr::V4(address) => dataplane::broadcast_arp(index, &arp(hardware, address)),
         IpAddr::V6(address) => {
             let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
             socket.set_multicast_if_v6(index)?;
@@ -90,21 +88,13 @@ fn advertisement(hardware: [u8; 6], address: Ipv6Addr) -> [u8; 32] {
     packet
 }
 
-/// Six bytes in hexadecimal, with colons.
-fn hardware(text: &str) -> Option<[u8; 6]> {
-    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>().ok()?;
-    bytes.try_into().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn packets_are_as_the_standards_have_them() {
-        let mac = hardware("02:00:5e:10:00:ff").expect("six bytes");
-        assert_eq!(mac, [2, 0, 0x5e, 0x10, 0, 0xff]);
-        assert!(hardware("02:00").is_none() && hardware("").is_none());
+        let mac = [2, 0, 0x5e, 0x10, 0, 0xff];
         let arp = arp(mac, Ipv4Addr::new(10, 0, 2, 100));
         assert_eq!(arp[8..18], [2, 0, 0x5e, 0x10, 0, 0xff, 10, 0, 2, 100]);
         assert_eq!(arp[18..], [0, 0, 0, 0, 0, 0, 10, 0, 2, 100]);

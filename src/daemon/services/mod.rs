@@ -129,6 +129,7 @@ pub(super) fn start(
         kills: BTreeMap::new(),
         waiting: BTreeMap::new(),
         tickets: 0,
+        complaint: None,
     };
     if !leased {
         post.lease(NEVER);
@@ -160,6 +161,8 @@ struct Keeper {
     /// Who waits for a rest.
     waiting: BTreeMap<Ticket, oneshot::Sender<Result<(), String>>>,
     tickets: u64,
+    /// Why the last announcement failed.
+    complaint: Option<String>,
 }
 
 impl Keeper {
@@ -229,16 +232,19 @@ impl Keeper {
         });
     }
 
-    fn announce(&self, service: usize) {
+    fn announce(&mut self, service: usize) {
         let ServiceKind::Address { address, interface, .. } = &self.specs[service].kind else { return };
-        match address::announce(*address, interface) {
-            Ok(()) => debug!(volume = self.volume.name(), %address, interface, "address announced"),
-            Err(error) => {
+        let announced = address::announce(*address, interface).map_err(|error| error.to_string());
+        // It is tried again and again; one complaint of a kind is enough.
+        let news = std::mem::replace(&mut self.complaint, announced.clone().err()) != announced.clone().err();
+        match announced {
+            Err(error) if news => {
                 warn!(
                     volume = self.volume.name(), %address, interface,
                     "the address cannot be announced: {error}; clients find it when their neighbour tables run out"
                 );
             }
+            _ => debug!(volume = self.volume.name(), %address, interface, ?announced, "address announced"),
         }
     }
 
