@@ -292,7 +292,9 @@ fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
     let both = GOOD.replace("# insecure = true\n", "insecure = true\n");
     let found = problems(&both);
     assert!(found.iter().any(|problem| problem.contains("keys would do nothing beside insecure")), "{found:?}");
-    let needs = insecure.replace("insecure = true\n", "insecure = true\nnbd_tls = \"require\"\n");
+    let needs = GOOD
+        .replace("keys = \"/etc/repblk/keys\"", "insecure = true")
+        .replace("nbd_tls = \"allow\"", "nbd_tls = \"require\"");
     assert!(problems(&needs)[0].contains("nbd_tls needs keys"), "{:?}", problems(&needs));
     let lax = GOOD.replace("nbd_client_certificates = false", "nbd_client_certificates = true");
     assert!(problems(&lax)[0].contains("keeps nobody out"), "{:?}", problems(&lax));
