@@ -22,6 +22,8 @@ POLL_S = 0.03
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 CONFIG = """cluster = "drill"
+[security]
+keys = "{directory}/keys"
 [arbiter]
 {arbiter}
 """
@@ -293,7 +295,7 @@ class World:
         """The nodes' configuration, and the one of the database host, which knows them by the network only."""
         devices = {name: f"{name}.disk/img" if name in self.disks else f"{name}.img" for name in ("alpha", "beta")}
         for file in ("pair", "host"):
-            text = CONFIG.format(arbiter=ARBITERS[drill.get("kind", "etcd")])
+            text = CONFIG.format(directory=self.directory, arbiter=ARBITERS[drill.get("kind", "etcd")])
             for number, name in enumerate(("alpha", "beta"), 1):
                 nbd = f'"tcp:10.0.2.{number}:10809"'
                 if file == "pair":
@@ -318,6 +320,8 @@ class World:
         """In sync, `alpha` primary, `beta` ready to take over, writers at work."""
         alpha, beta = self.nodes.values()
         self.start_etcd()
+        # The hosts share a file system, so one folder of keys does for both.
+        run(self.binary, "--config", f"{self.directory}/pair.toml", "cert", "init")
         for node in (alpha, beta):
             done = node.cli("init", VOLUME)
             if done.returncode:

@@ -242,7 +242,8 @@ impl Failover {
 
     fn offering(&mut self, now: Moment, ticket: Ticket, until: Moment, out: &mut Effects) {
         match self.recorded() {
-            Recorded::Known(Writer::Other) => {
+            // It may have given the role up again before this node has read that it was taken.
+            Recorded::Known(Writer::Other | Writer::LeftByPeer) => {
                 out.push(Effect::Answer { ticket, result: Ok(()) });
                 self.come_to_rest(out);
             }
