@@ -15,7 +15,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `words` | what is said |
-//! | [`asking`] | the peer's side |
+//! | `asking` | the peer's side |
 //! | `proof` | what is done to prove it |
 
 pub(super) mod asking;

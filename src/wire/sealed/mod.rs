@@ -21,7 +21,7 @@
 //! A counter alone does not do: whoever has just started has heard no counter, and would believe what was recorded yesterday. Therefore each
 //! side names a challenge, and believes a sender it does not know only when that answers it; challenges differ in each life of a
 //! receiver and change whenever it came to know a new life of its peer. From a known life it takes each counter once, and none that is
-//! [`window::LEN`] older than the newest. A genuine datagram that answers nothing may be a newcomer's or a recorded one: it changes nothing, and
+//! `window::LEN` older than the newest. A genuine datagram that answers nothing may be a newcomer's or a recorded one: it changes nothing, and
 //! is answered by one without a body, which a newcomer can answer and a recording cannot.
 //!
 //! # Changing the secret
