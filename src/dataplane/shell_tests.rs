@@ -42,7 +42,7 @@ enum Doing {
 pub(super) struct Seen {
     serving: AtomicBool,
     /// Answer nothing.
-    frozen: AtomicBool,
+    pub(super) frozen: AtomicBool,
     here: AtomicUsize,
     gone: AtomicUsize,
     requests: AtomicUsize,
@@ -321,6 +321,15 @@ impl Node {
                 }
             }
         })
+    }
+
+    /// Waits until the machine was given so many requests.
+    pub(super) fn wait_requests(&self, count: usize) {
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while self.seen.requests.load(Ordering::SeqCst) < count {
+            assert!(std::time::Instant::now() < until, "the requests came in time");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(super) fn wait_gone(&mut self, id: u64) -> String {

@@ -455,6 +455,7 @@ impl Volume {
             Transition::Offering { ticket, term, .. } if term == denied => {
                 self.transition = Transition::None;
                 self.mark(Mark::OfferDenied);
+                Self::note(format!("{name} did not take the role ({rule}); this node takes it back"), true, out);
                 let why = refusal(rule, format!("{name} did not take the role"), "This node takes it back");
                 out.push(Effect::Answer { ticket, result: Err(why) });
                 self.resume = true;
@@ -568,6 +569,7 @@ impl Volume {
                     && settled
                     && self.log.len() == 0
                     && self.local_is_flushed()
+                    && self.streams_are_flushed()
                     && self.stream_is_stable()
                     && self.resyncs_rest()
                     && self.obituaries == 0;
@@ -601,6 +603,12 @@ impl Volume {
     /// The disk was flushed since the drain began, also of what an earlier life of the daemon may have left in its cache.
     fn local_is_flushed(&self) -> bool {
         !self.local_ok || (self.local_flush.is_none() && self.local.stable >= self.stable_goal)
+    }
+
+    /// What was sent to copies that take part is stable there, also what they wrote in an earlier role: a barrier that is still under
+    /// way would make the next primary refuse the role.
+    fn streams_are_flushed(&self) -> bool {
+        self.peers.iter().filter_map(|peer| peer.cursor).all(|cursor| cursor.stable >= self.stable_goal)
     }
 
     /// No block is read for a resync any more, nor for one whose link is lost.

@@ -68,6 +68,20 @@ fn an_end_waits_for_reads_of_a_lost_resync() {
     }
 }
 
+/// A node becomes primary and hands the role back before the other copy's first flush has ended.
+#[test]
+fn a_role_that_is_handed_back_at_once_is_taken() {
+    let mut s = Story::with(500, Options { clients: 1, disk_delay: 5 * MS, ..Options::calm() });
+    s.load(100 * MS).idles();
+    for round in 0..4 {
+        for node in [A, B] {
+            assert_eq!(s.tell(node, Command::Switchover), Ok(()), "round {round}, away from {node}");
+        }
+    }
+    assert_eq!(s.role(A), Some(Role::Primary));
+    s.ends();
+}
+
 /// A primary that died asks for its role while the resync from it is about to start: the peer's promise of the new term and the
 /// start of the stream cross, and the start speaks of the old term.
 #[test]
