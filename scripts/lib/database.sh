@@ -1,15 +1,17 @@
 # shellcheck shell=bash
-# PostgreSQL on the exported device, on the database host of the demo. Sourced after hosts.sh.
+# PostgreSQL on the exported device, on the host that runs the database. Sourced after hosts.sh.
 #
-# The caller sets WORK, LOGS, REPBLK and CONFIG. Everything here runs on host `db`; its mounts are invisible elsewhere and end with it.
+# The caller sets WORK, LOGS, REPBLK and CONFIG. Everything here runs on host $DB_HOST; its mounts are invisible elsewhere and end with it.
 
 PG_BIN=/usr/lib/postgresql/15/bin
 MOUNT=/run/mes # on the database host, whose /run is $WORK/db/run: user postgres can get there wherever WORK is
+DB_HOST=db     # where the database runs; its clients are always on host db
+DSN='host=/run/postgresql user=postgres dbname=mes' # how they reach it
 DEVICE=        # the block device: /dev/nbdN or /dev/loopN
 ATTACHED=      # kernel | fuse: how DEVICE reaches `repblk attach`
 URI=           # where `repblk attach` serves the volume
 
-on_db() { host_run db "$@"; }
+on_db() { host_run "$DB_HOST" "$@"; }
 
 as_postgres() { on_db setpriv --reuid postgres --regid postgres --init-groups env -C / PATH="$PG_BIN:$PATH" "$@"; }
 
@@ -28,7 +30,7 @@ device_attach() {
     local socket=/run/repblk/attach-$1.nbd
     URI="nbd+unix:///$1?socket=$socket"
     on_db mkdir -p /run/repblk
-    host_start db attach "$LOGS/attach.log" "$REPBLK" --config "$CONFIG" attach "$1"
+    host_start "$DB_HOST" attach "$LOGS/attach.log" "$REPBLK" --config "$CONFIG" attach "$1"
     wait_for 10 "repblk attach to find the primary" device_answers || return 1
     if kernel_nbd; then
         local candidate
@@ -46,13 +48,13 @@ device_attach() {
     # The file has the name of the work directory, so that a loop device tells which run it belongs to.
     local file=/run/nbd/${WORK##*/}
     on_db mkdir -p /run/nbd
-    host_start db nbdfuse "$LOGS/attach.log" nbdfuse "$file" "$URI"
+    host_start "$DB_HOST" nbdfuse "$LOGS/attach.log" nbdfuse "$file" "$URI"
     wait_for 10 "nbdfuse to connect to repblk attach" on_db test -f "$file" || return 1
     DEVICE=$(on_db losetup --find --show --direct-io=on "$file") || return 1
     ATTACHED=fuse
     # Detaching a device in use makes it go with its last user: a process of this host, which cannot outlive it.
     # shellcheck disable=SC2016  # expanded by the inner shell
-    host_start db device "$LOGS/attach.log" bash -c 'exec sleep infinity <"$1"' - "$DEVICE"
+    host_start "$DB_HOST" device "$LOGS/attach.log" bash -c 'exec sleep infinity <"$1"' - "$DEVICE"
     wait_for 5 "the device to be held" device_held || return 1
     on_db losetup --detach "$DEVICE"
 }
@@ -68,14 +70,14 @@ device_detach() {
         on_db nbd-client -nonetlink -d "$DEVICE" >>"$LOGS/attach.log" 2>&1 || return 1
         ;;
     fuse)
-        host_signal db device KILL
+        host_signal "$DB_HOST" device KILL
         wait_for 5 "the device to be released" device_free || return 1
         on_db umount --lazy /run/nbd || return 1
-        wait_for 10 "nbdfuse to end" host_ended db nbdfuse || return 1
+        wait_for 10 "nbdfuse to end" host_ended "$DB_HOST" nbdfuse || return 1
         ;;
     esac
     on_db "$REPBLK" --config "$CONFIG" detach "$1" >>"$LOGS/attach.log" 2>&1 || return 1
-    wait_for 10 "repblk attach to end" host_ended db attach || return 1
+    wait_for 10 "repblk attach to end" host_ended "$DB_HOST" attach || return 1
     DEVICE=
     ATTACHED=
 }
@@ -134,14 +136,14 @@ CONF
 # pg_start: starts the server in a process namespace of its own, so that it can be killed as a whole.
 pg_start() {
     on_db install -d -o postgres -g postgres -m 755 /run/postgresql
-    host_start db postgres "$LOGS/postgresql.log" \
+    host_start "$DB_HOST" postgres "$LOGS/postgresql.log" \
         unshare --pid --fork --kill-child setpriv --reuid postgres --regid postgres --init-groups \
         "$PG_BIN/postgres" -D "$MOUNT/pg"
     wait_for 30 "PostgreSQL to accept connections" pg_settled
     pg_ready
 }
 
-pg_settled() { pg_ready || host_ended db postgres; }
+pg_settled() { pg_ready || host_ended "$DB_HOST" postgres; }
 
 pg_ready() { as_postgres pg_isready --quiet --host /run/postgresql; }
 
@@ -156,7 +158,7 @@ pg_signal() {
 # pg_stop: a fast shutdown, with its checkpoint.
 pg_stop() {
     pg_signal INT
-    wait_for 60 "PostgreSQL to shut down" host_ended db postgres
+    wait_for 60 "PostgreSQL to shut down" host_ended "$DB_HOST" postgres
 }
 
 # pg_sessions: the server and the sessions of the clients, each by process number and start; one a line, sorted.
@@ -173,5 +175,75 @@ amcheck() {
         >>"$LOGS/amcheck.log" 2>&1
 }
 
-# mes COMMAND...: the workload program on the database host.
-mes() { on_db /usr/bin/python3 -B "$WORK/bin/mes.py" "$@"; }
+# mes COMMAND...: the workload program, where the clients are.
+mes() { host_run db /usr/bin/python3 -B "$WORK/bin/mes.py" --dsn "$DSN" "$@"; }
+
+# --- the demo with its database host; scripts/lib/on_pair.sh has the same names for the other topology ---
+
+# cable_clients: a cable from each node to the database host.
+cable_clients() {
+    host_cable "$A" client "$(nbd_address "$A" | cut -d ' ' -f 1)" db "client-1" 192.0.2.1
+    host_cable "$B" client "$(nbd_address "$B" | cut -d ' ' -f 1)" db "client-2" 192.0.2.2
+}
+
+# plant_up: a device that follows the primary, and PostgreSQL on it.
+plant_up() {
+    local capability flushes
+    device_attach "$VOLUME" || die "the database host gets no device; see $LOGS/attach.log"
+    for capability in flush fua; do
+        on_db nbdinfo --can "$capability" "$URI" || die "the export does not offer $capability: nothing could be durable on it"
+    done
+    say "the database host has $DEVICE (repblk attach, $ATTACHED), $(mib "$EXPORT_SIZE")"
+    fs_make
+    fs_mount
+    flushes=$(flushes_seen)
+    fs_fsync 20
+    wait_for 5 "the flushes" more_flushes_than $((flushes + 19)) ||
+        die "an fsync on ext4 does not reach node $A as a flush: nothing could be durable"
+    say "ext4; 20 fsyncs on it reached node $A as $(($(flushes_seen) - flushes)) flushes; initdb with data checksums"
+    pg_init || die "initdb failed; see $LOGS/initdb.log"
+    pg_start || die "PostgreSQL does not start; see $LOGS/postgresql.log"
+    as_postgres createdb --host /run/postgresql mes
+}
+
+flushes_seen() { rb_field "$A" .counters.flushes; }
+
+more_flushes_than() { (($(flushes_seen) > $1)); }
+
+# note_sessions: before the failover.
+note_sessions() {
+    SESSIONS=$(pg_sessions) MOUNTED=$(mount_id)
+    (($(wc -l <<<"$SESSIONS") == CLIENTS + 1)) || die "not every client has its session: $SESSIONS"
+}
+
+# check_sessions: after it, they are the same, and so is the mount.
+check_sessions() {
+    local kept
+    kept=$(comm -12 <(printf '%s\n' "$SESSIONS") <(pg_sessions) | wc -l)
+    KEPT="$((kept - 1)) of $CLIENTS"
+    say "   sessions of PostgreSQL that are still the same: $KEPT, mount $(mount_id) (was $MOUNTED), I/O errors: $(device_errors)"
+    ((kept == CLIENTS + 1)) || fail "connections of the database broke: before $SESSIONS, now $(pg_sessions)"
+    [[ $(mount_id) == "$MOUNTED" ]] || fail "the file system was mounted anew"
+    (($(device_errors) == 0)) || fail "the file system saw errors of the device"
+}
+
+# plant_down: everything is stopped in order, and looked at.
+plant_down() {
+    pg_stop || die "PostgreSQL does not stop; see $LOGS/postgresql.log"
+    check_checksums
+    fs_unmount
+    on_db e2fsck -fn "$DEVICE" >"$LOGS/e2fsck.log" 2>&1 || fail "e2fsck found damage; see $LOGS/e2fsck.log"
+    device_detach "$VOLUME" || die "the device cannot be let go; see $LOGS/attach.log"
+}
+
+topology_rows() {
+    row 'connections of PostgreSQL kept' "$KEPT, and its mount"
+}
+
+# check_checksums: of every page of a server that is stopped.
+check_checksums() {
+    as_postgres pg_checksums --check --pgdata "$MOUNT/pg" >"$LOGS/checksums.log" 2>&1 ||
+        fail "pg_checksums found damage; see $LOGS/checksums.log"
+    # shellcheck disable=SC2034  # for the demo's table
+    CHECKED_BLOCKS=$(awk '/^Blocks scanned/ { print $3 }' "$LOGS/checksums.log")
+}

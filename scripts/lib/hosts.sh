@@ -37,6 +37,22 @@ host_cable() {
     host_wire "$4" ip link set "$5" up
 }
 
+# host_switch NAME DEVICE ADDRESS/LENGTH: a network of its own at a host, which others can be plugged into.
+host_switch() {
+    host_wire "$1" ip link add "$2" type bridge
+    host_wire "$1" ip address add "$3" dev "$2"
+    host_wire "$1" ip link set "$2" up
+}
+
+# host_plug NAME DEVICE ADDRESS/LENGTH NAME SWITCH: a cable from a host to a switch at another one.
+host_plug() {
+    local port=$5-$1
+    host_wire "$1" ip link add "$2" type veth peer name "$port" netns "${WIRE[$4]}"
+    host_wire "$1" ip address add "$3" dev "$2"
+    host_wire "$4" ip link set "$port" master "$5" up
+    host_wire "$1" ip link set "$2" up
+}
+
 # host_links NAME up|down DEVICE...: plugs or pulls cables at this end.
 host_links() {
     local name=$1 state=$2

@@ -8,26 +8,24 @@
 //! keeps nobody out: it sits in a lobby, and loses its seat to newcomers.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tracing::warn;
 
 use super::config::{Config, Node};
 use super::handle::VolumeHandle;
+use super::handshake;
 use super::hello_exchange::{self, ExchangeError};
 use super::identity::random_u64;
 use super::lobby::Lobby;
 use super::security::Guard;
-use super::stream::{Stream, explain};
+use super::stream::Stream;
 use crate::dataplane::Negotiated;
 use crate::tls::LINK_PROTOCOL;
 use crate::units::{ClusterId, DiskInstance, PeerNo, VolumeId};
@@ -38,8 +36,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A link that held so long was good: the next attempt starts without delay.
 const GOOD_LINK: Duration = Duration::from_secs(5);
-/// Longest time for the handshake of TLS.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(3);
 /// Handshakes and hellos at one time.
 const LOBBY_SEATS: usize = 64;
 
@@ -96,41 +92,10 @@ async fn dial(
             return Err(format!("cannot connect to {}: no answer within {} s", peer.data, CONNECT_TIME.as_secs()));
         }
     };
-    let mut stream = encrypt(stream, &peer.name, guard).await.map_err(|error| error.to_string())?;
+    let mut stream =
+        handshake::dial(stream, &peer.name, LINK_PROTOCOL, guard).await.map_err(|error| error.to_string())?;
     let theirs = hello_exchange::dial(&mut stream, &mine, &peer.name).await.map_err(|error| error.to_string())?;
     adopt(volume, slot, &mine, &theirs, stream).map_err(|error| format!("the socket cannot be handed over: {error}"))
-}
-
-/// Makes the handshake of TLS with the node called `peer`, if there are keys.
-async fn encrypt(stream: TcpStream, peer: &str, guard: &Guard) -> Result<Stream<TcpStream>, ExchangeError> {
-    let Some(keys) = guard.keys() else { return Ok(Stream::Plain(stream)) };
-    let connector = TlsConnector::from(keys.dialler(peer).map_err(ExchangeError::Distrust)?);
-    let name = ServerName::try_from("node").expect("a name; the certificate names the node in its own way");
-    let stream = handshake(peer, connector.connect(name, stream)).await?;
-    checked(TlsStream::from(stream))
-}
-
-/// Waits for a handshake.
-async fn handshake<T>(who: &str, shaking: impl Future<Output = std::io::Result<T>>) -> Result<T, ExchangeError> {
-    match timeout(HANDSHAKE_TIME, shaking).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
-            Err(ExchangeError::Distrust(format!(
-                "{who} ended the connection within the handshake of TLS: it has no keys configured, or does not believe this node; \
-             its log says which"
-            )))
-        }
-        Ok(Err(error)) => Err(ExchangeError::Distrust(format!("{who}: {}", explain(&error)))),
-        Err(_) => Err(ExchangeError::Slow),
-    }
-}
-
-/// A handshake was for a data link, and for nothing else that a certificate of this cluster is good for.
-fn checked(stream: TlsStream<TcpStream>) -> Result<Stream<TcpStream>, ExchangeError> {
-    match stream.get_ref().1.alpn_protocol() {
-        Some(LINK_PROTOCOL) => Ok(Stream::Tls(Box::new(stream))),
-        _ => Err(ExchangeError::Distrust("it speaks TLS, and not for a data link".to_owned())),
-    }
 }
 
 /// Connects from this node's own address of the data link, so that mirrored writes never take another network.
@@ -189,16 +154,7 @@ async fn accept(
     config: &Config,
     guard: &Guard,
 ) -> Result<(), ExchangeError> {
-    let (mut stream, proved) = match guard.keys() {
-        None => (Stream::Plain(stream), None),
-        Some(keys) => {
-            let stream = handshake("the dialling node", TlsAcceptor::from(keys.acceptor()).accept(stream)).await?;
-            let proved = keys.node_of(stream.get_ref().1.peer_certificates());
-            let proved =
-                proved.ok_or_else(|| ExchangeError::Distrust("it shows no certificate of a node".to_owned()))?;
-            (checked(TlsStream::from(stream))?, Some(proved))
-        }
-    };
+    let (mut stream, proved) = handshake::accept(stream, LINK_PROTOCOL, guard).await?;
     let answer = async |theirs: Hello| {
         let (mine, found) = find(&theirs, volumes, me, config).await?;
         match proved {

@@ -13,6 +13,7 @@ pub mod events;
 mod exports;
 pub mod failover;
 mod handle;
+mod handshake;
 mod heartbeat;
 mod hello_exchange;
 pub mod identity;

@@ -118,8 +118,13 @@ impl Daemon {
             volumes.push(handle);
             mailboxes.push(mailbox);
         }
-        let around =
-            Surroundings { config: Arc::clone(&config), me: me.clone(), paths: Arc::clone(&paths), incarnation };
+        let around = Surroundings {
+            config: Arc::clone(&config),
+            me: me.clone(),
+            paths: Arc::clone(&paths),
+            incarnation,
+            guard: Arc::clone(&guard),
+        };
         let posts = volumes.iter().map(|volume| failover::start(&around, volume, &mut services));
         let posts = posts.collect::<Result<Vec<Post>, String>>()?;
         let mut daemon = Self { me, volumes, posts, mailboxes, doors: Vec::new(), services, terminate, interrupt };

@@ -250,7 +250,7 @@ pub(super) mod tests {
     use rustls_pki_types::ServerName;
 
     use super::*;
-    use crate::tls::{Authority, Folder, Holder, Keyring};
+    use crate::tls::{Authority, Folder, Holder, Keyring, LINK_PROTOCOL};
     use crate::units::ClusterId;
 
     /// Both ends of a TLS connection between two nodes, after the handshake.
@@ -266,7 +266,7 @@ pub(super) mod tests {
             Keyring::open(dir.path(), holder).expect("good").now()
         });
         let name = ServerName::try_from("node").expect("a name");
-        let dialler = ClientConnection::new(keys[0].dialler("b").expect("good"), name).expect("starts");
+        let dialler = ClientConnection::new(keys[0].dialler("b", LINK_PROTOCOL).expect("good"), name).expect("starts");
         let acceptor = ServerConnection::new(keys[1].acceptor()).expect("starts");
         shake(dialler.into(), acceptor.into())
     }

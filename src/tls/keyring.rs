@@ -19,6 +19,8 @@ use crate::wire::sealed::Secret;
 
 /// What is spoken over the TLS of a data link.
 pub const LINK_PROTOCOL: &[u8] = b"repblk-link/1";
+/// What is spoken over the TLS of a question to an agent.
+pub const AGENT_PROTOCOL: &[u8] = b"repblk-agent/1";
 /// So many days before its end a certificate is worth a warning.
 pub const WARNING_DAYS: i64 = 30;
 
@@ -117,7 +119,7 @@ impl Keys {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(|error| wrong(certificate, format!("does not go with its key: {error}")))?;
-        acceptor.alpn_protocols = vec![LINK_PROTOCOL.to_vec()];
+        acceptor.alpn_protocols = vec![LINK_PROTOCOL.to_vec(), AGENT_PROTOCOL.to_vec()];
         // A link is made once and lasts: there is nothing to resume, and a ticket would outlive its certificate.
         acceptor.send_tls13_tickets = 0;
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -126,7 +128,7 @@ impl Keys {
         Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after })
     }
 
-    /// For taking links of any node of the cluster.
+    /// For taking links and questions of any node of the cluster.
     #[must_use]
     pub fn acceptor(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.acceptor)
@@ -159,11 +161,11 @@ impl Keys {
         certificate.holder.filter(|holder| holder.cluster == self.own.cluster)
     }
 
-    /// For a link to the node called `peer`.
+    /// For speaking `protocol` with the node called `peer`.
     ///
     /// # Errors
     /// A sentence, when the keys do not allow it.
-    pub fn dialler(&self, peer: &str) -> Result<Arc<ClientConfig>, String> {
+    pub fn dialler(&self, peer: &str, protocol: &[u8]) -> Result<Arc<ClientConfig>, String> {
         let verifier = verifier(&self.own, Some(peer), &self.roots, &self.provider)?;
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS13])
@@ -172,7 +174,7 @@ impl Keys {
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| format!("this node's certificate cannot be used: {error}"))?;
-        config.alpn_protocols = vec![LINK_PROTOCOL.to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         // Names of nodes are no names of hosts.
         config.enable_sni = false;

@@ -30,4 +30,4 @@ pub use date::{DAY, day_of, unix_now};
 pub use distrust::{Distrust, sentence};
 pub use folder::{DEFAULT_FOLDER, Folder, FolderError};
 pub use holder::{Holder, Kind};
-pub use keyring::{Keyring, Keys, LINK_PROTOCOL, WARNING_DAYS};
+pub use keyring::{AGENT_PROTOCOL, Keyring, Keys, LINK_PROTOCOL, WARNING_DAYS};

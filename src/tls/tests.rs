@@ -56,7 +56,7 @@ fn node(name: &str) -> Holder {
 /// Both sides' word on a handshake of the dialler `keys` with the acceptor `theirs`, which must be `peer`.
 fn shake(keys: &Keys, theirs: &Keys, peer: &str) -> (Result<Option<String>, String>, Result<Option<String>, String>) {
     let name = ServerName::try_from("node").expect("a name");
-    let dialler = ClientConnection::new(keys.dialler(peer).expect("good keys"), name).expect("starts");
+    let dialler = ClientConnection::new(keys.dialler(peer, LINK_PROTOCOL).expect("good keys"), name).expect("starts");
     let acceptor = ServerConnection::new(theirs.acceptor()).expect("starts");
     let (mut dialler, mut acceptor) = (Connection::from(dialler), Connection::from(acceptor));
     let (mut of_dialler, mut of_acceptor) = (None, None);

@@ -1,13 +1,15 @@
 //! Agents: a dead daemon is proved dead by its own host, and the standby waits for nothing else.
 
 use std::fs::File;
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::etcd::EtcdServer;
 use crate::ledger::Ledger;
 use crate::node::{Node, REPBLK};
-use crate::pair::{Pair, Setup, reconfigure};
+use crate::pair::{Pair, Setup};
 use crate::tools::{LONG, SHORT, signal, wait_for};
 
 const WRITERS: u64 = 4;
@@ -30,17 +32,10 @@ impl Drop for Agents {
 
 /// A pair in sync with an agent for each node, `alpha` primary.
 #[track_caller]
-fn up(arbiter: &str) -> (Agents, Pair) {
+fn up(arbiter: &str, keys: bool) -> (Agents, Pair) {
     let volume_keys = "peer_timeout_ms = 1000\nping_interval_ms = 250";
     let arbiter = format!("{arbiter}\nsettled_ms = 500\ndwell_ms = 0\nagent_hang_ms = 2000\n");
-    let pair = Pair::new(&Setup { volume_keys, arbiter, ..Setup::default() });
-    for of in [&pair.alpha, &pair.beta] {
-        for node in [&pair.alpha, &pair.beta] {
-            let name = format!("name = \"{}\"\n", node.name);
-            let agent = format!("{name}agent = \"{}\"\n", node.data.replace(":7789", ":7791"));
-            reconfigure(&of.config, &name, &agent);
-        }
-    }
+    let pair = Pair::new(&Setup { volume_keys, arbiter, keys, agents: true, ..Setup::default() });
     let agents = Agents(vec![agent(&pair.alpha), agent(&pair.beta)]);
     (agents, pair.found())
 }
@@ -66,7 +61,7 @@ fn first_write(ledger: &Ledger, began: Instant) -> Duration {
 
 #[test]
 fn a_daemon_that_is_proved_dead_is_replaced_at_once_and_one_that_hangs_is_ended() {
-    let (_agents, mut pair) = up("kind = \"agent\"");
+    let (_agents, mut pair) = up("kind = \"agent\"", true);
     let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
     ledger.wait_more(200, SHORT);
     let began = Instant::now();
@@ -112,7 +107,7 @@ fn a_daemon_that_is_proved_dead_is_replaced_at_once_and_one_that_hangs_is_ended(
 #[test]
 fn beside_a_record_the_proof_ends_the_lease() {
     let etcd = EtcdServer::start();
-    let (_agents, mut pair) = up(&format!("kind = \"etcd\"\nendpoints = [\"http://{}\"]", etcd.client));
+    let (_agents, mut pair) = up(&format!("kind = \"etcd\"\nendpoints = [\"http://{}\"]", etcd.client), false);
     let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
     ledger.wait_more(200, SHORT);
     pair.beta.wait("the record to count both", SHORT, |volume| {
@@ -129,4 +124,27 @@ fn beside_a_record_the_proof_ends_the_lease() {
     let book = ledger.stop();
     book.audit(&mut pair.beta.client());
     pair.assert_identical();
+}
+
+/// Whoever sits at the agent's address says that the primary is dead, which would make two primaries.
+#[test]
+fn a_false_word_of_death_is_not_believed() {
+    let (mut agents, mut pair) = up("kind = \"agent\"", true);
+    let at = pair.alpha.data.replace(":7789", ":7791");
+    let mut agent = agents.0.remove(0);
+    agent.kill().expect("it runs");
+    agent.wait().expect("it has ended");
+    let listener = wait_for("the agent's address", SHORT, || TcpListener::bind(&at).ok());
+    std::thread::spawn(move || {
+        for asker in listener.incoming() {
+            // It may have gone already.
+            let _ = asker.expect("it listens").write_all(b"{\"word\":\"dead\",\"why\":\"it is gone\"}\n");
+        }
+    });
+    pair.alpha.kill();
+    wait_for("what is said to be heard", SHORT, || pair.beta.log_text().contains("proves nothing").then_some(()));
+    assert!(!pair.beta.log_text().contains("it is gone"));
+    assert_eq!(pair.beta.status()["role"], "secondary");
+    pair.alpha.start();
+    pair.wait_in_sync();
 }

@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) keys: bool,
     /// More lines for `[security]`, with keys.
     pub(crate) nbd_tls: &'static str,
+    /// There is an address for an agent of each node.
+    pub(crate) agents: bool,
 }
 
 impl Default for Setup {
@@ -40,6 +42,7 @@ impl Default for Setup {
             arbiter: String::new(),
             keys: false,
             nbd_tls: "",
+            agents: false,
         }
     }
 }
@@ -186,6 +189,9 @@ fn write_config(of: &Node, alpha_data: &str, beta_data: &str, alpha: &Node, beta
             node.device.with_extension("state").display()
         )
         .expect("a string takes everything");
+        if setup.agents {
+            writeln!(text, "agent = \"{}\"", node.data.replace(":7789", ":7791")).expect("a string takes everything");
+        }
     }
     write!(text, "\n[[volume]]\nname = \"{VOLUME}\"\nmode = \"{}\"\n{}\n", setup.mode, setup.volume_keys)
         .expect("a string takes everything");

@@ -1,6 +1,7 @@
 //! The side of the daemon that asks the agent of its peer's host.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -9,8 +10,11 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::words::{Answered, Asked, LINE_LEN_MAX};
+use crate::daemon::handshake;
+use crate::daemon::security::Guard;
 use crate::daemon::services::run::Case;
 use crate::failover::io::ProofWord;
+use crate::tls::AGENT_PROTOCOL;
 use crate::units::DiskInstance;
 
 /// What is asked, and where.
@@ -24,6 +28,8 @@ pub(in crate::daemon) struct Question {
     pub(in crate::daemon) instance: DiskInstance,
     /// Without an answer for so long, nothing is proved.
     pub(in crate::daemon) timeout: Duration,
+    /// Both sides prove who they are by these keys, where there are any.
+    pub(in crate::daemon) guard: Arc<Guard>,
 }
 
 impl Question {
@@ -50,13 +56,18 @@ impl Question {
             socket.bind(SocketAddr::new(from, 0)).map_err(unreached)?;
         }
         let stream = socket.connect(self.at).await.map_err(unreached)?;
-        let (reader, mut writer) = stream.into_split();
-        let Case { cluster, node, volume, .. } = &self.case;
+        let Case { cluster, node, volume, peer } = &self.case;
+        let shaken = handshake::dial(stream, peer, AGENT_PROTOCOL, &self.guard).await;
+        let mut stream = shaken.map_err(|error| error.to_string())?;
         let asked = Asked::new(cluster, volume, node, &self.instance.to_string());
-        writer.write_all(&asked.encode()).await.map_err(|error| error.to_string())?;
+        stream.write_all(&asked.encode()).await.map_err(|error| error.to_string())?;
         let mut line = Vec::new();
         let limit = u64::try_from(LINE_LEN_MAX).expect("a small constant");
-        BufReader::new(reader).take(limit).read_until(b'\n', &mut line).await.map_err(|error| error.to_string())?;
+        BufReader::new(&mut stream)
+            .take(limit)
+            .read_until(b'\n', &mut line)
+            .await
+            .map_err(|error| error.to_string())?;
         Answered::parse(&line)
     }
 }

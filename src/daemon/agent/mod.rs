@@ -9,8 +9,8 @@
 //!                                                  --> stop the services
 //!                <--Word: dead, behind, alive, nothing--
 //! ```
-//! One line of JSON each way, on a TCP connection of its own. What it says is believed as the heartbeats are: whoever can speak from a peer's
-//! address is taken for the peer, so its port belongs on the heartbeats' network. It keeps nothing in memory between two questions.
+//! One line of JSON each way, on a TCP connection of its own. Where the nodes have keys it is one of TLS, on which both sides prove which node they are
+//! of: a false word of death would make two primaries. It keeps nothing in memory between two questions.
 //!
 //! | file | noun |
 //! |---|---|
@@ -35,7 +35,9 @@ use tracing::{debug, info, warn};
 
 use self::words::{Answered, Asked, LINE_LEN_MAX, Word};
 use super::config::{Config, Node};
-use super::sockets;
+use super::security::Guard;
+use super::{handshake, sockets};
+use crate::tls::AGENT_PROTOCOL;
 
 /// Longest time for the asker to say its question, or to take the answer.
 const ASKER_TIME: Duration = Duration::from_secs(2);
@@ -59,6 +61,7 @@ pub fn serve(config: Config, me: Node) -> Result<(), String> {
 struct Agent {
     config: Config,
     me: Node,
+    guard: Arc<Guard>,
     /// Two askers must not have the same daemon proved dead at once.
     proving: Mutex<()>,
 }
@@ -69,10 +72,11 @@ async fn keep_serving(config: Config, me: Node) -> Result<(), String> {
     let Some(address) = me.agent else {
         return Err(format!("node {} has no agent in the configuration; write agent = \"IP:PORT\"", me.name));
     };
+    let guard = Guard::new(&config, &me)?;
     let listener = sockets::tcp(address, "the peer's questions")?;
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     info!(version, pid, cluster = config.cluster, node = me.name, %address, "repblk agent started");
-    let agent = Arc::new(Agent { config, me, proving: Mutex::default() });
+    let agent = Arc::new(Agent { config, me, guard, proving: Mutex::default() });
     let places = Arc::new(Semaphore::new(ASKERS_MAX));
     loop {
         let accepted = tokio::select! {
@@ -100,16 +104,23 @@ async fn keep_serving(config: Config, me: Node) -> Result<(), String> {
 
 impl Agent {
     async fn answer(&self, stream: TcpStream, from: SocketAddr) {
-        let (reader, mut writer) = stream.into_split();
+        let (mut stream, proved) = match handshake::accept(stream, AGENT_PROTOCOL, &self.guard).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%from, "who asks is not believed: {error}");
+                return;
+            }
+        };
         let mut line = Vec::new();
         let limit = u64::try_from(LINE_LEN_MAX).expect("a small constant");
-        let mut reader = BufReader::new(reader).take(limit);
+        let mut reader = BufReader::new(&mut stream).take(limit);
         let heard = timeout(ASKER_TIME, reader.read_until(b'\n', &mut line)).await;
         let asked = match heard {
             Ok(Ok(_)) => Asked::parse(&line),
             _ => return,
         };
-        let (word, why) = match asked.and_then(|asked| self.known(&asked, from.ip()).map(|()| asked)) {
+        let (word, why) = match asked.and_then(|asked| self.known(&asked, from.ip(), proved.as_deref()).map(|()| asked))
+        {
             Ok(asked) => {
                 let _turn = self.proving.lock().await;
                 proof::prove(&self.config, &self.me, &asked).await
@@ -118,17 +129,25 @@ impl Agent {
         };
         info!(%from, word = word.text(), "{why}");
         let line = Answered { word, why }.encode();
-        if timeout(ASKER_TIME, writer.write_all(&line)).await.is_err() {
+        let answering = async {
+            stream.write_all(&line).await?;
+            stream.shutdown().await
+        };
+        if !matches!(timeout(ASKER_TIME, answering).await, Ok(Ok(()))) {
             debug!(%from, "the answer was not taken");
         }
     }
 
-    /// Whether the asker is the peer that it says to be.
-    fn known(&self, asked: &Asked, from: IpAddr) -> Result<(), String> {
+    /// Whether the asker is the peer that it says to be: by its certificate, and without keys by its address.
+    fn known(&self, asked: &Asked, from: IpAddr, proved: Option<&str>) -> Result<(), String> {
         let node = self.config.node(&asked.asker).filter(|node| node.name != self.me.name);
         let Some(node) = node.filter(|_| asked.cluster == self.config.cluster) else {
             return Err(format!("node {:?} of cluster {:?} is no peer of this one", asked.asker, asked.cluster));
         };
+        if let Some(proved) = proved {
+            let same = proved == node.name;
+            return if same { Ok(()) } else { Err(format!("it says {}, and its certificate {proved}", node.name)) };
+        }
         let addresses = node.heartbeat.iter().chain(node.agent.as_ref()).chain([&node.data]);
         let known = addresses.map(SocketAddr::ip).any(|ip| ip == from);
         if known { Ok(()) } else { Err(format!("{from} is no address of node {}", node.name)) }

@@ -42,6 +42,7 @@ use self::prover::Prover;
 use super::beat_path::BeatPaths;
 use super::config::{ArbiterKind, Config, Node};
 use super::handle::VolumeHandle;
+use super::security::Guard;
 use super::services::{self, run::Case};
 use crate::condition::Mode;
 use crate::failover::config::{Arbiter, Config as MachineConfig};
@@ -156,6 +157,8 @@ pub(super) struct Surroundings {
     pub(super) paths: Arc<BeatPaths>,
     /// Drawn when this daemon started.
     pub(super) incarnation: u64,
+    /// The node's keys.
+    pub(super) guard: Arc<Guard>,
 }
 
 /// Starts to drive `volume`.
@@ -167,7 +170,7 @@ pub(super) fn start(
     volume: &Arc<VolumeHandle>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Post, String> {
-    let Surroundings { config, me, paths, incarnation } = around;
+    let Surroundings { config, me, paths, incarnation, guard } = around;
     let spec = &config.arbiter;
     let peer = volume.peers.first().and_then(|peer| config.node(peer));
     let peer = peer.ok_or_else(|| format!("volume {} has no second node", volume.name()))?;
@@ -211,7 +214,7 @@ pub(super) fn start(
     let post = Post { said, beats, services };
     let (remember, remembered) = watch::channel(memory);
     tasks.push(tokio::spawn(file.keep_writing(remembered)));
-    let prover = Prover::new(spec, case, (me, peer), volume.identity.instance);
+    let prover = Prover::new(spec, case, (me, peer), volume.identity.instance, guard);
     let mut questions = None;
     match &spec.kind {
         ArbiterKind::None { .. } | ArbiterKind::Fence(_) | ArbiterKind::Agent => {}

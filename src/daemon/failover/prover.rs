@@ -1,8 +1,11 @@
 //! Whoever is asked what has become of the peer.
 
+use std::sync::Arc;
+
 use super::fence;
 use crate::daemon::agent::asking::Question;
 use crate::daemon::config::{ArbiterKind, ArbiterSpec, FenceSpec, Node};
+use crate::daemon::security::Guard;
 use crate::daemon::services::run::Case;
 use crate::failover::io::ProofWord;
 use crate::units::DiskInstance;
@@ -17,19 +20,21 @@ pub(super) enum Prover {
 }
 
 impl Prover {
-    /// The one that `spec` means, for the volume of `case` with this node's copy `instance`; none when there is none.
+    /// The one that `spec` means, for the volume of `case` with this node's copy `instance`, by the keys of `guard`; none when there is none.
     pub(super) fn new(
         spec: &ArbiterSpec,
         case: Case,
         (me, peer): (&Node, &Node),
         instance: DiskInstance,
+        guard: &Arc<Guard>,
     ) -> Option<Self> {
         match &spec.kind {
             ArbiterKind::Fence(fence) => Some(Self::Fence(fence.clone(), case)),
             ArbiterKind::Agent | ArbiterKind::Etcd(_) => {
                 let at = peer.agent?;
                 let from = me.agent.map(|own| own.ip());
-                Some(Self::Agent(Question { at, from, case, instance, timeout: spec.agent.timeout }))
+                let (timeout, guard) = (spec.agent.timeout, Arc::clone(guard));
+                Some(Self::Agent(Question { at, from, case, instance, timeout, guard }))
             }
             ArbiterKind::None { .. } => None,
         }
