@@ -43,8 +43,8 @@ rb_one_line() {
 }
 
 # rb_resyncs FILE: the resyncs that the node of a file of `repblk events --json` was the source of and that are
-# finished, one `BYTES MILLISECONDS` a line.
+# finished, one `BYTES MILLISECONDS` a line. What the command said when its daemon ended is in the file, too.
 rb_resyncs() {
-    jq -r --arg volume "$VOLUME" \
-        'select(.event == "resync_finished" and .volume == $volume and .part == "source") | "\(.bytes) \(.duration_ms)"' "$1"
+    jq -rR --arg volume "$VOLUME" \
+        'fromjson? | select(.event == "resync_finished" and .volume == $volume and .part == "source") | "\(.bytes) \(.duration_ms)"' "$1"
 }

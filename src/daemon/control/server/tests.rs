@@ -99,6 +99,7 @@ fn desk(thread: Thread) -> ControlDesk {
         me: config.nodes[0].clone(),
         paths: Arc::new(crate::daemon::beat_path::BeatPaths::new(&config, &config.nodes[0], &[], 1, &guard)),
         incarnation: 1,
+        guard: Arc::clone(&guard),
     };
     let post = crate::daemon::failover::start(&around, &volume, &mut Vec::new()).expect("nothing is remembered");
     ControlDesk {
