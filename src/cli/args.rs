@@ -275,14 +275,17 @@ pub(super) enum CertCommand {
         #[arg(long, default_value_t = NODE_DAYS, value_parser = days())]
         days: u32,
     },
-    /// Make a certificate for one node, or for an NBD client
+    /// Make a certificate for one node, for an NBD client, or for etcd
     Issue {
-        /// The node or client
+        /// The node, client or server
         name: String,
         /// For an NBD client
         #[arg(long)]
         client: bool,
-        /// A further name or IP address under which NBD clients reach the node
+        /// For a server that the nodes visit: etcd
+        #[arg(long, conflicts_with = "client", requires = "host")]
+        server: bool,
+        /// A name or IP address of the server, or a further one under which NBD clients reach the node
         #[arg(long, value_name = "HOST")]
         host: Vec<String>,
         /// Days that it is valid

@@ -20,7 +20,14 @@ pub(super) fn cert(place: &Place, command: CertCommand) -> Result<(), Stop> {
     let desk = Desk { config: &config, folder: Folder::new(&path) };
     let mut text = match command {
         CertCommand::Init { days } => desk.init(days)?,
-        CertCommand::Issue { name, client, host, days } => desk.issue(&name, client, host, days)?,
+        CertCommand::Issue { name, client, server, host, days } => {
+            let kind = match (client, server) {
+                (true, _) => Kind::Client,
+                (_, true) => Kind::Server,
+                _ => Kind::Node,
+            };
+            desk.issue(&name, kind, host, days)?
+        }
         CertCommand::Renew { name, secret, days } => desk.renew(name.as_deref(), secret, days)?,
         CertCommand::Show => desk.show()?,
     };
@@ -66,15 +73,17 @@ impl Desk<'_> {
         Ok(text)
     }
 
-    fn issue(&self, name: &str, client: bool, mut hosts: Vec<String>, days: u32) -> Result<String, Stop> {
+    fn issue(&self, name: &str, kind: Kind, mut hosts: Vec<String>, days: u32) -> Result<String, Stop> {
         let node = self.config.node(name);
-        match (node, client) {
-            (None, false) => {
-                let what = format!("the configuration has no node {name:?}; for an NBD client say --client");
+        match (node, kind) {
+            (None, Kind::Node) => {
+                let what = format!(
+                    "the configuration has no node {name:?}; for an NBD client say --client, for etcd --server"
+                );
                 return Err(Stop::new(Exit::Usage, what));
             }
-            (Some(_), true) => {
-                let what = format!("{name:?} is the name of a node; give the client another");
+            (Some(_), Kind::Client | Kind::Server) => {
+                let what = format!("{name:?} is the name of a node; give the {} another", kind.word());
                 return Err(Stop::new(Exit::Usage, what));
             }
             _ => {}
@@ -86,12 +95,11 @@ impl Desk<'_> {
             return Err(Stop::new(Exit::Usage, what));
         }
         hosts.splice(0..0, node.map(hosts_of).unwrap_or_default());
-        let kind = if client { Kind::Client } else { Kind::Node };
         let holder = Holder { kind, ..self.node(name) };
         let mut text = self.make(&self.folder.authority()?, &holder, &hosts, days)?;
         text += &match kind {
             Kind::Node => self.to_be_copied(name),
-            Kind::Client => format!("for {name}: copy ca.pem, {name}.pem and {name}.key\n"),
+            Kind::Client | Kind::Server => format!("for {name}: copy ca.pem, {name}.pem and {name}.key\n"),
         };
         Ok(text)
     }
@@ -246,10 +254,16 @@ mod tests {
         let config = config(dir.path());
         let desk = Desk { config: &config, folder: Folder::new(dir.path()) };
         desk.init(5).expect("made");
-        for (name, client) in [("gamma", false), ("alpha", true), ("../x", true), ("ca", true), ("", true)] {
-            assert_eq!(desk.issue(name, client, Vec::new(), 5).expect_err(name).exit, Exit::Usage);
+        for (name, kind) in [
+            ("gamma", Kind::Node),
+            ("alpha", Kind::Client),
+            ("../x", Kind::Client),
+            ("ca", Kind::Client),
+            ("", Kind::Client),
+        ] {
+            assert_eq!(desk.issue(name, kind, Vec::new(), 5).expect_err(name).exit, Exit::Usage);
         }
-        desk.issue("db1", true, vec!["db1.plant.example".to_owned()], 5).expect("issued");
+        desk.issue("db1", Kind::Client, vec!["db1.plant.example".to_owned()], 5).expect("issued");
         let before = desk.folder.certificate("db1").expect("is there");
         assert_eq!(before.holder.as_ref().map(|holder| holder.kind), Some(Kind::Client));
         let secret = desk.folder.secrets().expect("is there");

@@ -72,7 +72,7 @@ impl Authority {
         &self.key
     }
 
-    /// Makes a certificate of `holder`, valid from a day before `from` for so many days after it. NBD clients reach it as `hosts`: names or IP
+    /// Makes a certificate of `holder`, valid from a day before `from` for so many days after it. Clients reach it as `hosts`: names or IP
     /// addresses.
     ///
     /// # Errors
@@ -99,6 +99,7 @@ impl Authority {
         params.extended_key_usages = match holder.kind {
             Kind::Node => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
             Kind::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Kind::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
         };
         params.use_authority_key_identifier_extension = true;
         limit(&mut params, from, days);

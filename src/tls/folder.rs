@@ -152,10 +152,7 @@ impl Folder {
     /// # Errors
     /// When there is none, or others may read it.
     pub fn key(&self, name: &str) -> Result<PrivateKeyDer<'static>, FolderError> {
-        let file = self.key_file(name);
-        let text = read_private(&file)?;
-        // What the parser says could repeat some of the key.
-        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong(&file, "is no private key in PEM"))
+        private_key(&self.key_file(name))
     }
 
     /// The secrets, the one in use first.
@@ -212,7 +209,7 @@ impl Folder {
     }
 }
 
-fn wrong(file: &Path, why: impl Into<String>) -> FolderError {
+pub(super) fn wrong(file: &Path, why: impl Into<String>) -> FolderError {
     FolderError { file: file.to_path_buf(), why: why.into() }
 }
 
@@ -260,7 +257,14 @@ fn write(file: &Path, text: &str) -> Result<(), FolderError> {
     put().map_err(|error| wrong(file, format!("cannot be written: {error}")))
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, FolderError> {
+/// A private key that nobody else may read.
+pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FolderError> {
+    let text = read_private(file)?;
+    // What the parser says could repeat some of the key.
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong(file, "is no private key in PEM"))
+}
+
+pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, FolderError> {
     let text = read(file)?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match read {

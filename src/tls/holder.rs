@@ -1,7 +1,7 @@
 //! Whom a certificate belongs to.
 //!
-//! It stands in the certificate as an alternative name, `repblk://CLUSTER/node/NAME` or `repblk://CLUSTER/client/NAME`, with the identity of the
-//! cluster and not only its name. So neither the certificate of a client nor one of another cluster passes for a node's, even where one
+//! It stands in the certificate as an alternative name, `repblk://CLUSTER/node/NAME`, or with `client` or `server`, with the identity of the
+//! cluster and not only its name. So neither the certificate of a client, nor of a server, nor one of another cluster passes for a node's, even where one
 //! authority signed both.
 
 use std::fmt;
@@ -26,6 +26,8 @@ pub enum Kind {
     Node,
     /// Be a client of NBD.
     Client,
+    /// Be a server that nodes visit: etcd.
+    Server,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
         match self {
             Self::Node => "node",
             Self::Client => "client",
+            Self::Server => "server",
         }
     }
 }
@@ -51,7 +54,7 @@ impl Holder {
     pub fn parse(uri: &str) -> Option<Self> {
         let mut parts = uri.strip_prefix("repblk://")?.split('/');
         let (cluster, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
-        let kind = [Kind::Node, Kind::Client].into_iter().find(|known| known.word() == kind)?;
+        let kind = [Kind::Node, Kind::Client, Kind::Server].into_iter().find(|known| known.word() == kind)?;
         let cluster = ClusterId(u128::from_str_radix(cluster, 16).ok()?);
         let holder = Self { cluster, kind, name: name.to_owned() };
         // One form only.

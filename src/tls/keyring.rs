@@ -219,7 +219,7 @@ fn verifier(
 }
 
 /// The suites of TLS 1.3, the quickest first where the processor knows AES.
-fn provider() -> CryptoProvider {
+pub(super) fn provider() -> CryptoProvider {
     use ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
     CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],

@@ -11,6 +11,7 @@
 //! | `folder` | the files |
 //! | `keyring` | what a running node holds, read again when the files change |
 //! | `verifier` | whether the other side is who it must be |
+//! | `visitor` | the same towards servers of other authorities |
 //! | `distrust` | why not, as sentences |
 
 mod authority;
@@ -23,6 +24,7 @@ mod keyring;
 #[cfg(test)]
 mod tests;
 mod verifier;
+mod visitor;
 
 pub use authority::{AUTHORITY_DAYS, Authority, Issued, NODE_DAYS};
 pub use certificate::Certificate;
@@ -31,3 +33,4 @@ pub use distrust::{Distrust, sentence};
 pub use folder::{DEFAULT_FOLDER, Folder, FolderError};
 pub use holder::{Holder, Kind};
 pub use keyring::{AGENT_PROTOCOL, Keyring, Keys, LINK_PROTOCOL, WARNING_DAYS};
+pub use visitor::Visitor;

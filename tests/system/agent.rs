@@ -107,7 +107,7 @@ fn a_daemon_that_is_proved_dead_is_replaced_at_once_and_one_that_hangs_is_ended(
 #[test]
 fn beside_a_record_the_proof_ends_the_lease() {
     let etcd = EtcdServer::start();
-    let (_agents, mut pair) = up(&format!("kind = \"etcd\"\nendpoints = [\"http://{}\"]", etcd.client), false);
+    let (_agents, mut pair) = up(&etcd.lines(), false);
     let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
     ledger.wait_more(200, SHORT);
     pair.beta.wait("the record to count both", SHORT, |volume| {

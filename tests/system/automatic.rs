@@ -20,8 +20,7 @@ const TAKE_OVER_TIME: Duration = Duration::from_secs(7);
 const LEASE: Duration = Duration::from_secs(5);
 
 fn with_etcd(etcd: &EtcdServer) -> Setup {
-    let arbiter =
-        format!("kind = \"etcd\"\nendpoints = [\"http://{}\"]\nsettled_ms = 500\ndwell_ms = 0\n", etcd.client);
+    let arbiter = etcd.lines() + "settled_ms = 500\ndwell_ms = 0\n";
     Setup { volume_keys: "peer_timeout_ms = 1000\nping_interval_ms = 250", arbiter, ..Setup::default() }
 }
 
@@ -73,7 +72,7 @@ fn is_primary(volume: &Value) -> bool {
 
 #[test]
 fn the_standby_takes_over_when_the_primary_is_killed_and_nothing_acknowledged_is_lost() {
-    let etcd = EtcdServer::start();
+    let etcd = EtcdServer::with_tls(None);
     let mut pair = up(&etcd);
     let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
     ledger.wait_more(500, SHORT);

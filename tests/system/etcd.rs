@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use super::{Authority, Holder, cluster_id};
+
 /// A member of a cluster of one.
 pub(crate) struct EtcdServer {
     dir: tempfile::TempDir,
@@ -13,6 +15,8 @@ pub(crate) struct EtcdServer {
     pub(crate) client: SocketAddr,
     peer: SocketAddr,
     child: Option<Child>,
+    /// Clients speak TLS, and show a certificate.
+    tls: bool,
 }
 
 /// A host of its own on the loopback network: no other socket of this machine gets a port there by chance.
@@ -26,11 +30,47 @@ impl EtcdServer {
     /// A new one, ready for questions.
     #[track_caller]
     pub(crate) fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let host = host();
-        let mut server = Self { dir, client: (host, 2379).into(), peer: (host, 2380).into(), child: None };
+        let mut server = Self::at_rest();
         server.resume();
         server
+    }
+
+    fn at_rest() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let host = host();
+        Self { dir, client: (host, 2379).into(), peer: (host, 2380).into(), child: None, tls: false }
+    }
+
+    /// As [`EtcdServer::start`], with TLS: `ca.pem`, `client.pem` and `client.key` are for its clients, `stranger.pem` is another authority.
+    /// It passes for `host`, or for where it is.
+    #[track_caller]
+    pub(crate) fn with_tls(host: Option<&str>) -> Self {
+        let mut server = Self::at_rest();
+        server.tls = true;
+        let name = |path: &str| server.file(path);
+        let write = |path: &str, text: &str| {
+            use std::os::unix::fs::OpenOptionsExt;
+            let file = std::fs::File::options().create_new(true).write(true).mode(0o600).open(name(path));
+            std::io::Write::write_all(&mut file.expect("made"), text.as_bytes()).expect("written");
+        };
+        let authority = Authority::create("etcd", 10).expect("made");
+        write("ca.pem", authority.certificate());
+        write("stranger.pem", Authority::create("etcd", 10).expect("made").certificate());
+        for holder in ["server", "client"] {
+            let here = server.client.ip().to_string();
+            let hosts = if holder == "server" { vec![host.map_or(here, str::to_owned)] } else { Vec::new() };
+            let of = Holder::node(cluster_id("etcd"), holder);
+            let issued = authority.issue(&of, &hosts, std::time::SystemTime::now(), 10).expect("issued");
+            write(&format!("{holder}.pem"), &issued.certificate);
+            write(&format!("{holder}.key"), &issued.key);
+        }
+        server.resume();
+        server
+    }
+
+    /// One of its files.
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
     }
 
     /// Starts it again with what it has on its disk.
@@ -38,12 +78,16 @@ impl EtcdServer {
     pub(crate) fn resume(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
-        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        let (client, peer) = (self.url(), format!("http://{}", self.peer));
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "etcd", "--name", "one", "--data-dir"]).arg(self.dir.path().join("data"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("one={peer}"), "--log-level", "error"]);
+        if self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.file("ca.pem"));
+            command.arg("--cert-file").arg(self.file("server.pem")).arg("--key-file").arg(self.file("server.key"));
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("descriptors are left")).stderr(log);
         self.child = Some(command.spawn().expect("setpriv is in Debian's util-linux"));
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -54,8 +98,27 @@ impl EtcdServer {
         }
     }
 
+    /// The lines of `[arbiter]` that lead here.
+    #[cfg_attr(test, allow(dead_code, reason = "the unit tests write no configuration"))]
+    pub(crate) fn lines(&self) -> String {
+        let kind = format!("kind = \"etcd\"\nendpoints = [\"{}\"]\n", self.url());
+        let file = |key: &str, name: &str| format!("{key} = \"{}\"\n", self.file(name).display());
+        let files = [file("ca", "ca.pem"), file("certificate", "client.pem"), file("key", "client.key")].concat();
+        if self.tls { kind + &files } else { kind }
+    }
+
+    fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.client)
+    }
+
     /// It knows who leads.
     fn answers(&self) -> bool {
+        if self.tls {
+            return self
+                .command(&["endpoint", "health", "--insecure-skip-tls-verify"])
+                .output()
+                .is_ok_and(|ran| ran.status.success());
+        }
         use std::io::{Read, Write};
         let Ok(mut stream) = TcpStream::connect(self.client) else { return false };
         let mut answer = String::new();
@@ -75,12 +138,19 @@ impl EtcdServer {
     /// `etcdctl` against it; what it prints.
     #[track_caller]
     pub(crate) fn ctl(&self, args: &[&str]) -> String {
-        let endpoint = format!("--endpoints=http://{}", self.client);
-        let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").arg(endpoint).args(args).stdin(Stdio::null());
-        let ran = command.output().expect("etcdctl is in Debian's etcd-client");
+        let ran = self.command(args).output().expect("etcdctl is in Debian's etcd-client");
         assert!(ran.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&ran.stderr));
         String::from_utf8_lossy(&ran.stdout).into_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.url())).args(args).stdin(Stdio::null());
+        if self.tls {
+            command.arg("--cacert").arg(self.file("ca.pem"));
+            command.arg("--cert").arg(self.file("client.pem")).arg("--key").arg(self.file("client.key"));
+        }
+        command
     }
 
     fn log(&self) -> String {

@@ -49,3 +49,7 @@ mod services;
 mod shim;
 mod tools;
 mod weather;
+
+// For `etcd`, which the unit tests of its client share.
+use repblk::daemon::identity::cluster_id;
+use repblk::tls::{Authority, Holder};

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Node;
 use super::parse::{PATH, absolute, values};
 use super::reader::{At, Document, Section};
+use super::{Node, Security};
 use crate::failover::config::{Arbiter, Timing};
 use crate::failover::detector::Tuning;
+use crate::tls::Visitor;
 
 /// Most members of an etcd.
 const ENDPOINTS_MAX: usize = 9;
@@ -20,6 +21,9 @@ const ETCD_KEYS: &[&str] = &[
     "endpoints",
     "user",
     "password_file",
+    "ca",
+    "certificate",
+    "key",
     "insecure",
     "prefix",
     "lease_ms",
@@ -88,12 +92,23 @@ pub enum ArbiterKind {
 pub struct EtcdSpec {
     /// `HOST:PORT` of each member.
     pub endpoints: Vec<String>,
+    /// How TLS is spoken with them; none in the clear.
+    pub tls: Option<EtcdTls>,
     /// The user, and the file with its password.
     pub login: Option<(String, PathBuf)>,
     /// What the keys begin with; no slash at its end.
     pub prefix: String,
     /// Packets to etcd may be read and changed on the way, and the operator knows.
     pub insecure: bool,
+}
+
+/// How an etcd and its client prove who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EtcdTls {
+    /// With the keys of the nodes.
+    Keys,
+    /// With files of their own.
+    Files(Visitor),
 }
 
 /// How the peer is fenced.
@@ -226,21 +241,27 @@ fn alone(section: &mut Section<'_>, gateway: Option<&At<IpAddr>>) -> ArbiterKind
 fn etcd(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
     section.forbid(FENCE_KEYS, "it belongs to kind = \"fence\"");
     section.forbid(&["accept_split_brain"], "it belongs to kind = \"none\"");
-    let right = "it must be \"http://HOST:PORT\", such as \"http://10.0.3.1:2379\"";
+    let right = "it must be \"https://HOST:PORT\" or \"http://HOST:PORT\", such as \"https://10.0.3.1:2379\"";
     let endpoints = section.list("endpoints", right, endpoint).unwrap_or_default();
     let line = endpoints.first().map_or(section.line, |at| at.line);
-    let endpoints = values(endpoints);
+    let (encrypted, endpoints): (Vec<bool>, Vec<String>) = values(endpoints).into_iter().unzip();
     if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
         section
-            .missing("usable endpoints", "write endpoints = [\"http://HOST:PORT\"], one for each member of the etcd");
+            .missing("usable endpoints", "write endpoints = [\"https://HOST:PORT\"], one for each member of the etcd");
     }
+    if encrypted.iter().any(|&tls| tls != encrypted[0]) {
+        section
+            .problem(line, "some endpoints are https and some http; one in the clear is enough to change the record");
+    }
+    let tls = tls(section, encrypted.contains(&true));
     let insecure = section.switch("insecure", false);
-    if let Some(remote) = endpoints.iter().find(|endpoint| !is_own_host(endpoint)).filter(|_| !insecure) {
+    let clear = tls.is_none() && !insecure;
+    if let Some(remote) = endpoints.iter().find(|endpoint| !is_own_host(endpoint)).filter(|_| clear) {
         section.problem(
             line,
             format!(
                 "{remote} is on another host and is asked over plain HTTP: whoever can read or change packets on the way can make \
-                 two primaries. Say insecure = true if that network is yours alone, or let a TLS tunnel listen on this host"
+                 two primaries. Let etcd speak TLS and write https; or say insecure = true if that network is yours alone"
             ),
         );
     }
@@ -263,7 +284,34 @@ fn etcd(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
     timing.guard = of(section.number("guard_ms", ms(timing.guard), 100..=60_000));
     timing.hand_over = of(section.number("hand_over_ms", ms(timing.hand_over), 500..=60_000));
     let prefix = prefix.map_or_else(|| "/repblk".to_owned(), |at| at.value);
-    ArbiterKind::Etcd(EtcdSpec { endpoints, login, prefix, insecure })
+    ArbiterKind::Etcd(EtcdSpec { endpoints, tls, login, prefix, insecure })
+}
+
+/// The files for TLS with etcd.
+fn tls(section: &mut Section<'_>, encrypted: bool) -> Option<EtcdTls> {
+    if !encrypted {
+        section.forbid(&["ca", "certificate", "key"], "endpoints are http; write https");
+        return None;
+    }
+    section.forbid(&["insecure"], "endpoints are https");
+    let mut file = |name| section.parsed(name, PATH, absolute).map(|at| at.value);
+    let (authority, certificate, key) = (file("ca"), file("certificate"), file("key"));
+    let own = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            section.missing("certificate or no key", "write both of certificate and key, or none");
+            None
+        }
+    };
+    match authority {
+        Some(authority) => Some(EtcdTls::Files(Visitor { authority, own })),
+        None if own.is_none() => Some(EtcdTls::Keys),
+        None => {
+            section.missing("ca", "write ca = \"/FILE\", with the certificate of the authority that made etcd's");
+            None
+        }
+    }
 }
 
 fn fence(section: &mut Section<'_>, timing: &mut Timing) -> ArbiterKind {
@@ -297,6 +345,17 @@ pub(super) fn fits_nodes(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Nod
     }
 }
 
+/// What an etcd needs of the nodes' keys.
+pub(super) fn fits_keys(doc: &Document<'_>, spec: &ArbiterSpec, line: usize, security: &Security) {
+    if let (ArbiterKind::Etcd(EtcdSpec { tls: Some(EtcdTls::Keys), .. }), None) = (&spec.kind, security.keys()) {
+        doc.problem(
+            line,
+            "etcd is asked over TLS, and there are no keys in [security] that could serve for it; write ca = \"/FILE\", with the \
+             certificate of the authority that made etcd's",
+        );
+    }
+}
+
 /// Agents run on every host, or on none where they are not needed.
 fn agents_fit(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Node>]) {
     let some = nodes.iter().any(|node| node.value.agent.is_some());
@@ -315,15 +374,17 @@ fn agents_fit(doc: &Document<'_>, spec: &ArbiterSpec, nodes: &[At<Node>]) {
     }
 }
 
-fn endpoint(text: &str) -> Option<String> {
-    let (host, port) = text.strip_prefix("http://")?.trim_end_matches('/').rsplit_once(':')?;
+fn endpoint(text: &str) -> Option<(bool, String)> {
+    let encrypted = text.starts_with("https://");
+    let text = text.strip_prefix(if encrypted { "https://" } else { "http://" })?;
+    let (host, port) = text.trim_end_matches('/').rsplit_once(':')?;
     let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
     let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let good = match inside {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)),
     };
-    good.then(|| format!("{host}:{port}"))
+    good.then(|| (encrypted, format!("{host}:{port}")))
 }
 
 /// True for an address of the loopback network. A name may lead anywhere.

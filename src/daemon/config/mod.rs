@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::condition::Mode;
 use crate::meta::superblock;
 
-pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, FenceSpec};
+pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, EtcdTls, FenceSpec};
 pub use parse::is_name;
 pub use reader::ConfigError;
 pub use security::{NbdTls, NbdTlsMode, Security};

@@ -39,7 +39,9 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let interval = root.number("heartbeat_interval_ms", 200, 20..=10_000);
     let interval = Duration::from_millis(interval.value);
     let security = security::security(root.table("security"));
-    let arbiter = arbiter::arbiter(&document, root.table("arbiter"), interval);
+    let table = root.table("arbiter");
+    let arbiter_line = table.as_ref().map_or(1, |table| table.line);
+    let arbiter = arbiter::arbiter(&document, table, interval);
     let nodes: Vec<At<Node>> = root.sections("node").into_iter().map(node).collect();
     let volumes: Vec<At<VolumeSpec>> = root.sections("volume").into_iter().map(volume).collect();
     root.finish();
@@ -47,6 +49,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     check::volumes(&document, &nodes, &volumes);
     arbiter::fits_nodes(&document, &arbiter, &nodes);
     let (security, nbd_tls) = security::resolve(&document, security, &nodes);
+    arbiter::fits_keys(&document, &arbiter, arbiter_line, &security);
     document.finish(file)?;
     let mut config = Config {
         cluster: cluster.value,

@@ -98,7 +98,7 @@ fn arbiter(table: &str) -> String {
 fn an_arbiter_of_each_kind_is_read_and_the_example_says_the_defaults() {
     let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right").arbiter;
     let example = read(GOOD);
-    let least = "[arbiter]\nkind = \"etcd\"\nendpoints = [\"http://10.0.3.1:2379\"]\ninsecure = true";
+    let least = "[arbiter]\nkind = \"etcd\"\nendpoints = [\"https://10.0.3.1:2379\"]";
     assert_eq!(example, read(&arbiter(least)));
     let asked_again = Duration::from_secs(1);
     assert_eq!(example.timing, crate::failover::config::Timing { proof_again: asked_again, ..Default::default() });
@@ -129,8 +129,13 @@ fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
         (etcd("heartbeat_timeout_ms = 9000"), "longer than the lease"),
         (etcd("command = [\"/f\"]"), "command would do nothing here: it belongs to kind = \"fence\""),
         (etcd("user = \"u\""), "both of user and password_file"),
-        (etcd("").replace("127.0.0.1", "10.0.0.9"), "Say insecure = true"),
-        (etcd("").replace("http", "https"), "\"http://HOST:PORT\""),
+        (etcd("").replace("127.0.0.1", "10.0.0.9"), "say insecure = true"),
+        (etcd("").replace("http", "ftp"), "\"https://HOST:PORT\""),
+        (etcd("key = \"/k\"\ncertificate = \"/c\"").replace("http", "https"), "has no ca"),
+        (etcd("ca = \"/c\"\nkey = \"/k\"").replace("http", "https"), "both of certificate and key"),
+        (etcd("ca = \"/c\"\ninsecure = true").replace("http", "https"), "insecure would do nothing here"),
+        (etcd("ca = \"/c\""), "ca would do nothing here"),
+        (etcd("").replace("2379\"", "2379\", \"https://127.0.0.1:2\""), "some endpoints are https"),
         (
             "kind = \"fence\"\ncommand = [\"/f\"]\nagent_hang_ms = 2500".to_owned(),
             "agent_hang_ms would do nothing here",
@@ -150,6 +155,11 @@ fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
         let found = problems(&arbiter(&format!("[arbiter]\n{table}")));
         assert!(found.iter().any(|p| p.contains(what)), "{table}: {found:?}");
     }
+    let tls = arbiter(&format!("[arbiter]\n{}", etcd("").replace("http", "https")));
+    assert!(Config::parse(&tls, Path::new("r.toml")).is_ok(), "the nodes have keys");
+    let found =
+        problems(&tls.replace("keys = \"/etc/repblk/keys\"", "insecure = true").replace("nbd_tls = \"allow\"", ""));
+    assert!(found.iter().any(|p| p.contains("no keys in [security]")), "{found:?}");
     let found = problems(&GOOD.replace("heartbeat = [", "heartbeat = [] # ["));
     assert!(found.iter().any(|p| p.contains("at least one heartbeat path")), "{found:?}");
 }
@@ -272,8 +282,10 @@ fn a_complaint_is_one_line_whatever_the_file_holds() {
 
 #[test]
 fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
+    // Keys are not needed for the record.
+    let good = &GOOD.replace("https://10.0.3.1", "http://127.0.0.1");
     let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right").security;
-    let without = GOOD.replace("[security]", "").replace("keys = \"/etc/repblk/keys\"", "");
+    let without = good.replace("[security]", "").replace("keys = \"/etc/repblk/keys\"", "");
     let without = without.replace("nbd_tls = \"allow\"", "").replace("nbd_client_certificates = false", "");
     let local = |text: &str| {
         let data = text.replace("10.0.0.1:", "127.0.0.1:").replace("10.0.0.2:", "127.0.0.2:");
@@ -281,22 +293,22 @@ fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
     };
     let default = Security::Keys("/etc/repblk/keys".into());
     assert_eq!(read(&without), default, "nothing needs to be said");
-    assert_eq!(read(GOOD), default);
+    assert_eq!(read(good), default);
     assert_eq!(read(&local(&without)), Security::Loopback);
-    assert_eq!(read(&local(GOOD)), default, "said, it holds on loopback, too");
+    assert_eq!(read(&local(good)), default, "said, it holds on loopback, too");
     // One heartbeat that leaves the host is enough.
     assert_eq!(read(&local(&without).replace("127.0.1.1:", "10.0.1.1:")), default);
-    let insecure = GOOD.replace("keys = \"/etc/repblk/keys\"", "insecure = true").replace("nbd_tls = \"allow\"", "");
+    let insecure = good.replace("keys = \"/etc/repblk/keys\"", "insecure = true").replace("nbd_tls = \"allow\"", "");
     assert_eq!(read(&insecure), Security::Insecure);
     assert!(problems(&local(&insecure))[0].contains("insecure = true does nothing"));
-    let both = GOOD.replace("# insecure = true\n", "insecure = true\n");
+    let both = good.replace("# insecure = true\n", "insecure = true\n");
     let found = problems(&both);
     assert!(found.iter().any(|problem| problem.contains("keys would do nothing beside insecure")), "{found:?}");
-    let needs = GOOD
+    let needs = good
         .replace("keys = \"/etc/repblk/keys\"", "insecure = true")
         .replace("nbd_tls = \"allow\"", "nbd_tls = \"require\"");
     assert!(problems(&needs)[0].contains("nbd_tls needs keys"), "{:?}", problems(&needs));
-    let lax = GOOD.replace("nbd_client_certificates = false", "nbd_client_certificates = true");
+    let lax = good.replace("nbd_client_certificates = false", "nbd_client_certificates = true");
     assert!(problems(&lax)[0].contains("keeps nobody out"), "{:?}", problems(&lax));
-    assert!(problems(&GOOD.replace("keys = \"/", "keys = \"")).iter().any(|p| p.contains("absolute path")));
+    assert!(problems(&good.replace("keys = \"/", "keys = \"")).iter().any(|p| p.contains("absolute path")));
 }

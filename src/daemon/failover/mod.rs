@@ -40,7 +40,7 @@ use self::etcd::{Etcd, Login, Place};
 use self::memory::MemoryFile;
 use self::prover::Prover;
 use super::beat_path::BeatPaths;
-use super::config::{ArbiterKind, Config, Node};
+use super::config::{ArbiterKind, Config, EtcdTls, Node};
 use super::handle::VolumeHandle;
 use super::security::Guard;
 use super::services::{self, run::Case};
@@ -50,6 +50,7 @@ use crate::failover::decision::Verdict;
 use crate::failover::io::{Ask, Beat};
 use crate::failover::rule::Rule;
 use crate::failover::{Failover, Question};
+use crate::tls::{Folder, Visitor};
 use crate::units::Moment;
 use crate::volume::io::{Refusal, Standing};
 
@@ -220,7 +221,14 @@ pub(super) fn start(
         ArbiterKind::None { .. } | ArbiterKind::Fence(_) | ArbiterKind::Agent => {}
         ArbiterKind::Etcd(etcd) => {
             let login = etcd.login.clone().map(|(user, password_file)| Login { user, password_file });
-            let place = Place { endpoints: etcd.endpoints.clone(), login };
+            let tls = etcd.tls.as_ref().map(|tls| match tls {
+                EtcdTls::Files(files) => files.clone(),
+                EtcdTls::Keys => {
+                    let folder = config.security.keys().expect("a configuration without keys was refused");
+                    Visitor::of_node(&Folder::new(folder), &me.name)
+                }
+            });
+            let place = Place { endpoints: etcd.endpoints.clone(), login, tls };
             let key = format!("{}/{}/{}", etcd.prefix, config.cluster, volume.name());
             let etcd = Etcd::new(place, &key, spec.timing.arbiter_timeout);
             let (sender, receiver) = mpsc::unbounded_channel();

@@ -6,10 +6,14 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 
+use crate::daemon::stream::{Stream, explain};
 use crate::failover::record::RECORD_LEN_MAX;
+use crate::tls::Visitor;
 
 /// Longest answer that is read: a record in base64, and what stands around it.
 const ANSWER_LEN_MAX: usize = 2 * RECORD_LEN_MAX + 4096;
@@ -42,14 +46,18 @@ impl Drop for Line {
 }
 
 impl Line {
-    /// Connects to `HOST:PORT`.
+    /// Connects to `HOST:PORT`, in the clear or over TLS.
     ///
     /// # Errors
     /// A sentence.
-    pub(super) async fn connect(endpoint: &str) -> Result<Self, String> {
+    pub(super) async fn connect(endpoint: &str, tls: Option<&Visitor>) -> Result<Self, String> {
         let fault = |error: &dyn std::fmt::Display| format!("cannot connect: {error}");
         let stream = TcpStream::connect(endpoint).await.map_err(|error| fault(&error))?;
         stream.set_nodelay(true).map_err(|error| fault(&error))?;
+        let stream = match tls {
+            None => Stream::Plain(stream),
+            Some(visitor) => shake(endpoint, stream, visitor).await?,
+        };
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| fault(&error))?;
         let driver = tokio::spawn(async move {
             // What goes wrong here comes back to whoever waits for an answer.
@@ -97,4 +105,14 @@ impl Line {
             Err(error) => Outcome::Lost(format!("its answer broke off: {error}")),
         }
     }
+}
+
+/// The handshake of TLS: the server must prove to be the host of `endpoint`.
+async fn shake(endpoint: &str, stream: TcpStream, visitor: &Visitor) -> Result<Stream<TcpStream>, String> {
+    let config = visitor.config().map_err(|error| error.to_string())?;
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']);
+    let name =
+        ServerName::try_from(host.to_owned()).map_err(|error| format!("{host:?} is no name of a host: {error}"))?;
+    let shaken = TlsConnector::from(config).connect(name, stream).await;
+    shaken.map(|stream| Stream::Tls(Box::new(stream.into()))).map_err(|error| format!("no TLS: {}", explain(&error)))
 }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use self::http::{Line, Outcome};
 use crate::failover::io::{ArbiterAnswer, ArbiterRequest};
 use crate::failover::record::Revision;
+use crate::tls::Visitor;
 
 /// Where etcd is, and as whom it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) struct Place {
     /// `HOST:PORT` of each member; at least one.
     pub(super) endpoints: Vec<String>,
     pub(super) login: Option<Login>,
+    /// How TLS is spoken with it; none in the clear.
+    pub(super) tls: Option<Visitor>,
 }
 
 /// A user of etcd.
@@ -200,7 +203,7 @@ impl Etcd {
         for step in 0..members {
             let member = (self.member + step) % members;
             let endpoint = &self.place.endpoints[member];
-            match timeout(share.max(self.time / 4), Line::connect(endpoint)).await {
+            match timeout(share.max(self.time / 4), Line::connect(endpoint, self.place.tls.as_ref())).await {
                 Ok(Ok(line)) => {
                     self.member = member;
                     return Ok(line);

@@ -2,13 +2,15 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use super::*;
+use crate::daemon::identity::cluster_id;
+use crate::tls::{Authority, Holder};
 
 #[path = "../../../../tests/system/etcd.rs"]
 mod server;
 use server::EtcdServer;
 
 fn client(server: &EtcdServer, login: Option<Login>) -> Etcd {
-    let place = Place { endpoints: vec![server.client.to_string()], login };
+    let place = Place { endpoints: vec![server.client.to_string()], login, tls: None };
     Etcd::new(place, "/repblk/test/mes", Duration::from_secs(5))
 }
 
@@ -123,7 +125,7 @@ async fn what_was_sent_and_not_answered_is_unknown() {
         (Some("503 Service Unavailable"), false),
         (Some("404 nothing here"), false),
     ] {
-        let place = Place { endpoints: vec![strange(answer, wait)], login: None };
+        let place = Place { endpoints: vec![strange(answer, wait)], login: None, tls: None };
         let mut etcd = Etcd::new(place, "k", Duration::from_millis(300));
         for _ in 0..2 {
             assert_eq!(swap(&mut etcd, 1, "x").await, ArbiterAnswer::Unknown, "{answer:?} {wait}");
@@ -131,14 +133,45 @@ async fn what_was_sent_and_not_answered_is_unknown() {
     }
 }
 
+/// Over TLS, both sides with a certificate; a server of another authority, or of another name, is told nothing.
+#[tokio::test]
+async fn an_etcd_proves_who_it_is_and_so_does_its_client() {
+    let server = EtcdServer::with_tls(None);
+    let authority = server.file("ca.pem");
+    let own = Some((server.file("client.pem"), server.file("client.key")));
+    let place = |tls: Visitor, at: String| Place { endpoints: vec![at], login: None, tls: Some(tls) };
+    let ask = async |tls: Visitor, at: String| {
+        let mut etcd = Etcd::new(place(tls, at), "k", Duration::from_secs(5));
+        etcd.ask(&ArbiterRequest::Swap { expected: Revision(0), text: "x".to_owned() }).await
+    };
+    let good = Visitor { authority, own };
+    let nobody = Visitor { own: None, ..good.clone() };
+    let refused = ask(nobody, server.client.to_string()).await;
+    assert!(matches!(refused.answer, ArbiterAnswer::Unknown | ArbiterAnswer::Unreachable), "{refused:?}");
+    let stranger = Visitor { authority: server.file("stranger.pem"), ..good.clone() };
+    let refused = ask(stranger, server.client.to_string()).await;
+    assert_eq!(refused.answer, ArbiterAnswer::Unreachable);
+    assert!(refused.trouble.is_some_and(|why| why.contains("not signed by the authority")), "the log says why");
+    let elsewhere = EtcdServer::with_tls(Some("elsewhere.example"));
+    let own = Some((elsewhere.file("client.pem"), elsewhere.file("client.key")));
+    let other = Visitor { authority: elsewhere.file("ca.pem"), own };
+    let renamed = ask(other, elsewhere.client.to_string()).await;
+    assert_eq!(renamed.answer, ArbiterAnswer::Unreachable, "{renamed:?}");
+    assert!(renamed.trouble.as_ref().is_some_and(|why| why.contains("elsewhere.example")), "{renamed:?}");
+    let plain = Place { endpoints: vec![server.client.to_string()], login: None, tls: None };
+    assert!(!matches!(read(&mut Etcd::new(plain, "k", Duration::from_secs(5))).await, ArbiterAnswer::Is { .. }));
+    let swapped = ask(good, server.client.to_string()).await;
+    assert!(matches!(swapped.answer, ArbiterAnswer::Swapped { .. }), "{swapped:?}");
+}
+
 #[tokio::test]
 async fn the_first_member_that_answers_is_asked() {
     let server = EtcdServer::start();
     let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("is bound");
-    let place = Place { endpoints: vec![nobody.to_string(), server.client.to_string()], login: None };
+    let place = Place { endpoints: vec![nobody.to_string(), server.client.to_string()], login: None, tls: None };
     let mut etcd = Etcd::new(place, "k", Duration::from_secs(5));
     assert_eq!(read(&mut etcd).await, ArbiterAnswer::Is { revision: Revision(0), text: None });
-    let only = Place { endpoints: vec![nobody.to_string()], login: None };
+    let only = Place { endpoints: vec![nobody.to_string()], login: None, tls: None };
     let mut etcd = Etcd::new(only, "k", Duration::from_secs(5));
     assert_eq!(swap(&mut etcd, 1, "x").await, ArbiterAnswer::Unreachable);
     drop(server);
