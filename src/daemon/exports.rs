@@ -165,8 +165,8 @@ impl ExportDesk {
         let config = keys.nbd_acceptor(self.config.nbd_tls.certificates)?;
         let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|error| explain(&error))?;
         let shown = stream.get_ref().1.peer_certificates();
-        if shown.is_some() && keys.holder_of(shown).is_none() {
-            return Err("its certificate is of nobody in this cluster".to_owned());
+        if shown.is_some() && keys.client_of(shown).is_none() {
+            return Err("its certificate is of no node and no client in this cluster".to_owned());
         }
         Ok(Stream::Tls(Box::new(stream.into())))
     }

@@ -97,9 +97,9 @@ impl Authority {
         // TLS 1.3 has no use for the second, and QEMU insists on it.
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = match holder.kind {
-            Kind::Node => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            // etcd is a client of itself.
+            Kind::Node | Kind::Server => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
             Kind::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-            Kind::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
         };
         params.use_authority_key_identifier_extension = true;
         limit(&mut params, from, days);

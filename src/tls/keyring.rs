@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use super::date::{DAY, day_of, unix_now};
 use super::distrust::Distrust;
 use super::folder::{Folder, FolderError};
-use super::holder::Holder;
+use super::holder::{Holder, Kind};
 use super::verifier::NodeVerifier;
 use crate::wire::sealed::Secret;
 
@@ -154,11 +154,11 @@ impl Keys {
         Ok(Arc::new(config))
     }
 
-    /// Who showed `certificates` in a handshake that succeeded; none when nobody of this cluster.
+    /// The client or node that showed `certificates` in a handshake that succeeded; none when it is of another cluster, or a server.
     #[must_use]
-    pub fn holder_of(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<Holder> {
+    pub fn client_of(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<Holder> {
         let certificate = super::Certificate::read(certificates?.first()?)?;
-        certificate.holder.filter(|holder| holder.cluster == self.own.cluster)
+        certificate.holder.filter(|holder| holder.cluster == self.own.cluster && holder.kind != Kind::Server)
     }
 
     /// For speaking `protocol` with the node called `peer`.

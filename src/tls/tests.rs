@@ -202,3 +202,15 @@ fn every_file_is_its_owners_alone() {
     }
     assert_eq!(place.folder().names(), ["alpha"]);
 }
+
+/// What etcd shows proves etcd, and opens no export.
+#[test]
+fn a_server_is_no_client() {
+    let place = Place::new();
+    let keys = place.keyring("alpha").expect("good").now();
+    let may = |kind: Kind| {
+        place.put("x", &Holder { kind, ..node("x") }, SystemTime::now(), 10);
+        keys.client_of(Some(&place.folder().chain("x").expect("is there"))).is_some()
+    };
+    assert!(may(Kind::Client) && may(Kind::Node) && !may(Kind::Server));
+}

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Authority, Holder, cluster_id};
+use super::{Authority, Holder, Kind, cluster_id};
 
 /// A member of a cluster of one.
 pub(crate) struct EtcdServer {
@@ -56,10 +56,9 @@ impl EtcdServer {
         let authority = Authority::create("etcd", 10).expect("made");
         write("ca.pem", authority.certificate());
         write("stranger.pem", Authority::create("etcd", 10).expect("made").certificate());
-        for holder in ["server", "client"] {
-            let here = server.client.ip().to_string();
-            let hosts = if holder == "server" { vec![host.map_or(here, str::to_owned)] } else { Vec::new() };
-            let of = Holder::node(cluster_id("etcd"), holder);
+        let here = host.map_or_else(|| server.client.ip().to_string(), str::to_owned);
+        for (holder, kind, hosts) in [("server", Kind::Server, vec![here]), ("client", Kind::Client, Vec::new())] {
+            let of = Holder { kind, ..Holder::node(cluster_id("etcd"), holder) };
             let issued = authority.issue(&of, &hosts, std::time::SystemTime::now(), 10).expect("issued");
             write(&format!("{holder}.pem"), &issued.certificate);
             write(&format!("{holder}.key"), &issued.key);

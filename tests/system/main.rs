@@ -52,4 +52,4 @@ mod weather;
 
 // For `etcd`, which the unit tests of its client share.
 use repblk::daemon::identity::cluster_id;
-use repblk::tls::{Authority, Holder};
+use repblk::tls::{Authority, Holder, Kind};

@@ -3,7 +3,7 @@ use std::net::TcpListener;
 
 use super::*;
 use crate::daemon::identity::cluster_id;
-use crate::tls::{Authority, Holder};
+use crate::tls::{Authority, Holder, Kind};
 
 #[path = "../../../../tests/system/etcd.rs"]
 mod server;
