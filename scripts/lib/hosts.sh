@@ -71,6 +71,8 @@ host_boot() {
             set -e
             mount --bind "$2/lib" /var/lib
             mount --bind "$2/run" /run
+            # What a killed server leaves there goes with the host.
+            mount -t tmpfs tmpfs /dev/shm
             echo "$1" >/proc/sys/kernel/hostname
             : >"$2/booted"
             while :; do sleep 3600 & wait $! || :; done' init "$name" "$directory" 2>"$directory/boot.log" &
