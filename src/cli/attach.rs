@@ -2,21 +2,29 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::args::{Doubt, Folder};
 use super::exit::{Exit, Stop};
-use super::local::Place;
+use super::local::{Place, host};
 use super::text::bytes;
 use crate::attach::OnDoubt;
-use crate::daemon::config::{Config, VolumeSpec};
+use crate::daemon::config::{Config, NbdAddress, NbdTlsMode, Node, VolumeSpec};
+use crate::daemon::identity::cluster_id;
 use crate::daemon::logs::{self, LogFormat};
-use crate::follower::{self, Files, Options, Status};
+use crate::follower::{self, Files, Options, Server, Status};
+use crate::tls::{self, FolderError, Holder, Keyring, Kind};
 
 /// How to attach.
 pub(super) struct How {
     pub(super) on_doubt: Doubt,
     /// Number of the kernel's device, if it shall be one.
     pub(super) device: Option<u32>,
+    /// The folder of keys, if it is said.
+    pub(super) keys: Option<PathBuf>,
+    /// Whose keys of it, if it is said.
+    pub(super) name: Option<String>,
     pub(super) folder: Folder,
 }
 
@@ -29,12 +37,7 @@ pub(super) fn attach(
 ) -> Result<(), Stop> {
     let config = place.load()?;
     let volume = choose(&config, volume)?;
-    let nodes = volume.copies.iter().filter_map(|copy| config.node(&copy.node));
-    let servers: Vec<_> = nodes.flat_map(|node| node.nbd.clone()).collect();
-    if servers.is_empty() {
-        let what = format!("no node with a copy of {} has an `nbd` address in the configuration", volume.name);
-        return Err(Stop::new(Exit::Usage, what));
-    }
+    let servers = servers(&config, place, volume, &how)?;
     let options = Options {
         volume: volume.name.clone(),
         cluster: config.cluster.clone(),
@@ -48,6 +51,79 @@ pub(super) fn attach(
     };
     logs::start(format, level).map_err(|why| Stop::new(Exit::Usage, why))?;
     follower::attach(options).map_err(failed)
+}
+
+/// Where the nodes of a volume take clients, and with what keys they are met. Where keys are configured nothing goes to another host without.
+fn servers(config: &Config, place: &Place, volume: &VolumeSpec, how: &How) -> Result<Vec<Server>, Stop> {
+    let nodes = volume.copies.iter().filter_map(|copy| config.node(&copy.node));
+    let addresses: Vec<_> = nodes.flat_map(|node| node.nbd.iter().map(move |address| (node, address))).collect();
+    if addresses.is_empty() {
+        let what = format!("no node with a copy of {} has an `nbd` address in the configuration", volume.name);
+        return Err(Stop::new(Exit::Usage, what));
+    }
+    let asked = how.keys.is_some() || how.name.is_some();
+    let encrypted = |address: &NbdAddress| match address {
+        NbdAddress::Unix(_) => false,
+        NbdAddress::Tcp(_) if asked => true,
+        NbdAddress::Tcp(_) if config.security.keys().is_none() => false,
+        // What is only allowed there is refused here: nobody on the way may choose.
+        NbdAddress::Tcp(at) => !at.ip().is_loopback() || config.nbd_tls.rule_at(address).mode == NbdTlsMode::Require,
+    };
+    let keys = match addresses.iter().any(|(_, address)| encrypted(address)) {
+        true => Some(Arc::new(keyring(config, place, how)?)),
+        false => None,
+    };
+    let server = |(node, address): (&Node, &NbdAddress)| Server {
+        node: node.name.clone(),
+        address: address.clone(),
+        keys: keys.clone().filter(|_| encrypted(address)),
+    };
+    Ok(addresses.into_iter().map(server).collect())
+}
+
+/// With what this host proves who it is.
+fn keyring(config: &Config, place: &Place, how: &How) -> Result<Keyring, Stop> {
+    let configured = how.keys.as_ref().or(config.security.keys());
+    let folder = tls::Folder::new(configured.map_or(Path::new(tls::DEFAULT_FOLDER), PathBuf::as_path));
+    let name = match &how.name {
+        Some(name) => name.clone(),
+        None => own_name(&folder, place)?,
+    };
+    let open = || {
+        let found = folder.certificate(&name)?.holder;
+        // A node is a client of the others, too; whatever else it is, it must be a client.
+        let kind = found.map(|holder| holder.kind).filter(|kind| *kind == Kind::Node).unwrap_or(Kind::Client);
+        Keyring::open(folder.path(), Holder { cluster: cluster_id(&config.cluster), kind, name: name.clone() })
+    };
+    open().map_err(|error: FolderError| {
+        let what = format!(
+            "{error}. Clients of nodes on other hosts prove who they are: `repblk cert issue NAME --client` makes what is needed, see \
+             docs/security.md"
+        );
+        Stop::new(Exit::Failed, what)
+    })
+}
+
+/// Whose keys these are, when it is not said: those of this node or host, or the only ones.
+fn own_name(folder: &tls::Folder, place: &Place) -> Result<String, Stop> {
+    let names: Vec<String> = folder.names().into_iter().filter(|name| folder.key_file(name).exists()).collect();
+    let host = host();
+    let short = host.split('.').next().unwrap_or(&host);
+    let own = place.node.as_deref().into_iter().chain([host.as_str(), short]);
+    match own.into_iter().find(|name| names.iter().any(|known| known == name)) {
+        Some(name) => Ok(name.to_owned()),
+        None if names.len() == 1 => Ok(names.concat()),
+        None => {
+            let has = if names.is_empty() { "no key".to_owned() } else { names.join(", ") };
+            let what = format!(
+                "{} has no certificate and key of {short}; it has: {has}. Nodes on other hosts want to know who asks: say whose to use with \
+                 --name, or make them with `repblk cert issue {short} --client` where the authority's key is, and copy ca.pem, {short}.pem and \
+                 {short}.key here",
+                folder.path().display()
+            );
+            Err(Stop::new(Exit::Usage, what))
+        }
+    }
 }
 
 /// `repblk attach --status`.
@@ -113,6 +189,12 @@ fn text(status: &Status) -> String {
     if let Some(doubt) = &status.doubt {
         let _ = writeln!(text, "  doubt        {doubt}");
     }
+    if let Some((who, until)) = status.proves.as_deref().zip(status.certificate_until.as_deref()) {
+        let _ = writeln!(text, "  TLS          as {who}, certificate until {until}");
+    }
+    if let Some(warning) = &status.warning {
+        let _ = writeln!(text, "  WARNING      {warning}");
+    }
     let size = status.size_bytes.map_or("unknown".to_owned(), bytes);
     let _ = writeln!(text, "  device       {size}, {} clients, {} open requests", status.clients, status.open_requests);
     let last = status.last_gap_ms.map_or(String::new(), |gap| format!(", the last took {gap} ms"));
@@ -145,9 +227,13 @@ mod tests {
             open_requests: 2,
             failovers: 1,
             last_gap_ms: Some(40),
+            proves: Some("NBD client db1".into()),
+            certificate_until: Some("2031-04-05".into()),
+            warning: None,
             servers: Vec::new(),
         };
         let said = text(&status);
+        assert!(said.contains("  TLS          as NBD client db1, certificate until 2031-04-05\n"), "{said}");
         assert!(said.contains("following node alpha, term 3") && said.contains("the last took 40 ms"), "{said}");
         (status.state, status.doubt) = ("in doubt".into(), Some("it was promoted by force".into()));
         let said = text(&status);

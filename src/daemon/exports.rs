@@ -6,6 +6,7 @@
 //!
 //! With keys a client may, or must, ask for TLS first (`STARTTLS`). The handshake is part of the negotiation and of its time.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::config::{Config, NbdTlsMode};
+use super::config::{Config, NbdRule, NbdTlsMode};
 use super::handle::{Client, VolumeHandle};
 use super::lobby::Lobby;
 use super::security::Guard;
@@ -58,13 +59,9 @@ pub(super) struct ExportDesk {
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The bare socket.
     fn into_socket(self) -> std::io::Result<OwnedFd>;
-    /// Bytes on it may pass other hosts.
-    const LEAVES_HOST: bool;
 }
 
 impl Transport for TcpStream {
-    const LEAVES_HOST: bool = true;
-
     fn into_socket(self) -> std::io::Result<OwnedFd> {
         self.set_nodelay(true)?;
         Ok(self.into_std()?.into())
@@ -72,8 +69,6 @@ impl Transport for TcpStream {
 }
 
 impl Transport for UnixStream {
-    const LEAVES_HOST: bool = false;
-
     fn into_socket(self) -> std::io::Result<OwnedFd> {
         Ok(self.into_std()?.into())
     }
@@ -93,9 +88,11 @@ impl ExportDesk {
 
     /// Takes clients over TCP, for ever.
     pub(super) async fn keep_accepting_tcp(self: Arc<Self>, listener: TcpListener) {
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let rule = self.config.nbd_tls.rule(Some(listener.local_addr().map_or(unknown, |address| address.ip())));
         loop {
             match listener.accept().await {
-                Ok((stream, from)) => self.clone().welcome(stream, format!("tcp:{from}")),
+                Ok((stream, from)) => self.clone().welcome(stream, rule, format!("tcp:{from}")),
                 Err(error) => cannot_accept(&error).await,
             }
         }
@@ -103,21 +100,22 @@ impl ExportDesk {
 
     /// Takes clients over a Unix socket, for ever.
     pub(super) async fn keep_accepting_unix(self: Arc<Self>, socket: UnixSocket) {
+        let rule = self.config.nbd_tls.rule(None);
         loop {
             match socket.listener.accept().await {
                 Ok((stream, _)) => {
                     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                    self.clone()
-                        .welcome(stream, pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix:pid {pid}")));
+                    let from = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix:pid {pid}"));
+                    self.clone().welcome(stream, rule, from);
                 }
                 Err(error) => cannot_accept(&error).await,
             }
         }
     }
 
-    fn welcome(self: Arc<Self>, stream: impl Transport, from: String) {
+    fn welcome(self: Arc<Self>, stream: impl Transport, rule: NbdRule, from: String) {
         tokio::spawn(async move {
-            match self.serve(stream, &from).await {
+            match self.serve(stream, rule, &from).await {
                 Ok(()) => {}
                 Err(why) => debug!(from, "NBD client left: {why}"),
             }
@@ -125,8 +123,8 @@ impl ExportDesk {
     }
 
     /// Negotiates and hands over.
-    async fn serve(&self, stream: impl Transport, from: &str) -> Result<(), String> {
-        let seated = self.lobby.seat(timeout(NEGOTIATION_TIME, self.negotiate(stream))).await;
+    async fn serve(&self, stream: impl Transport, rule: NbdRule, from: &str) -> Result<(), String> {
+        let seated = self.lobby.seat(timeout(NEGOTIATION_TIME, self.negotiate(stream, rule))).await;
         let agreed = seated.ok_or("newcomers needed its seat before there was agreement")?;
         let late = |_| format!("no agreement within {} s", NEGOTIATION_TIME.as_secs());
         let (stream, handover, leftover) = agreed.map_err(late)??;
@@ -150,19 +148,9 @@ impl ExportDesk {
         Ok(())
     }
 
-    /// What a client over this transport may and must do.
-    fn tls(&self, leaves_host: bool) -> Tls {
-        match self.config.nbd_tls.mode {
-            _ if self.guard.keys().is_none() => Tls::Off,
-            Some(NbdTlsMode::Off) => Tls::Off,
-            Some(NbdTlsMode::Require) if leaves_host => Tls::Required,
-            Some(NbdTlsMode::Allow | NbdTlsMode::Require) | None => Tls::Allowed,
-        }
-    }
-
-    async fn encrypt<S: Transport>(&self, stream: S) -> Result<Stream<S>, String> {
+    async fn encrypt<S: Transport>(&self, stream: S, rule: NbdRule) -> Result<Stream<S>, String> {
         let keys = self.guard.keys().ok_or("there are no keys")?;
-        let config = keys.nbd_acceptor(self.config.nbd_tls.certificates)?;
+        let config = keys.nbd_acceptor(rule.certificates)?;
         let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|error| explain(&error))?;
         let shown = stream.get_ref().1.peer_certificates();
         if shown.is_some() && keys.client_of(shown).is_none() {
@@ -171,10 +159,18 @@ impl ExportDesk {
         Ok(Stream::Tls(Box::new(stream.into())))
     }
 
-    async fn negotiate<S: Transport>(&self, stream: S) -> Result<(Stream<S>, Handover, Vec<u8>), String> {
+    async fn negotiate<S: Transport>(
+        &self,
+        stream: S,
+        rule: NbdRule,
+    ) -> Result<(Stream<S>, Handover, Vec<u8>), String> {
         let mut stream = Stream::Plain(stream);
         let mut out = Vec::new();
-        let mut negotiation = Negotiation::start(&mut out).with_tls(self.tls(S::LEAVES_HOST));
+        let mut negotiation = Negotiation::start(&mut out).with_tls(match rule.mode {
+            NbdTlsMode::Off => Tls::Off,
+            NbdTlsMode::Allow => Tls::Allowed,
+            NbdTlsMode::Require => Tls::Required,
+        });
         let mut bytes = Vec::new();
         let mut wanted = negotiation.wanted();
         loop {
@@ -202,7 +198,7 @@ impl ExportDesk {
                     send(&mut stream, &out).await?;
                     out.clear();
                     let Stream::Plain(plain) = stream else { return Err("TLS is spoken already".to_owned()) };
-                    stream = self.encrypt(plain).await?;
+                    stream = self.encrypt(plain, rule).await?;
                     wanted = negotiation.wanted();
                 }
                 Next::Transmission(handover) => {

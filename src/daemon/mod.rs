@@ -21,7 +21,7 @@ pub mod init;
 mod links;
 mod lobby;
 pub mod logs;
-mod printable;
+pub(crate) mod printable;
 mod saved;
 pub mod security;
 mod serve;
@@ -30,7 +30,7 @@ pub mod signature;
 pub(crate) mod sockets;
 mod start;
 pub mod status;
-mod stream;
+pub(crate) mod stream;
 
 use crate::condition::Mode;
 

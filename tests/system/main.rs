@@ -15,6 +15,7 @@
 
 mod agent;
 mod attach;
+mod attach_tls;
 mod automatic;
 mod bad_start;
 mod clients;

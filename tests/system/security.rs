@@ -95,7 +95,7 @@ fn an_expired_certificate_ends_no_link_and_makes_none() {
     why("its certificate expired on");
     // Somebody else's authority is no better.
     put(&Authority::create("test", 10).expect("made"), SystemTime::now());
-    why("not signed by the authority that this node trusts");
+    why("not signed by the authority that is trusted here");
     put(&authority, SystemTime::now());
     pair.alpha.wait("the link with a good certificate", LONG, in_sync);
     pair.assert_identical();

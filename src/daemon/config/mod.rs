@@ -22,7 +22,7 @@ use crate::meta::superblock;
 pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, EtcdTls, FenceSpec};
 pub use parse::is_name;
 pub use reader::ConfigError;
-pub use security::{NbdTls, NbdTlsMode, Security};
+pub use security::{NbdRule, NbdTls, NbdTlsMode, Security};
 pub use services::{ServiceKind, ServiceSpec};
 
 /// Where the configuration is looked for when no file is named.
