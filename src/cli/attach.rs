@@ -208,7 +208,82 @@ fn text(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::tls::Authority;
+
+    /// The servers that the example leads to, after `change`, on a host that is node `node`.
+    fn met(change: impl Fn(String) -> String, node: Option<&str>, how: &How) -> Result<Vec<Server>, Stop> {
+        let text = change(include_str!("../../docs/repblk.example.toml").replace("\"unix:/run/repblk/beta-nbd.sock\", ", ""));
+        let config = Config::parse(&text, Path::new("example")).expect("it is right");
+        let place = Place { config: PathBuf::new(), node: node.map(str::to_owned) };
+        servers(&config, &place, &config.volumes[0], how)
+    }
+
+    fn how(keys: Option<&Path>, name: Option<&str>) -> How {
+        let (keys, name) = (keys.map(Path::to_path_buf), name.map(str::to_owned));
+        How { on_doubt: Doubt::Hold, device: None, keys, name, folder: Folder { folder: PathBuf::new() } }
+    }
+
+    /// Which of the three addresses are met with TLS: alpha's Unix socket, its TCP address, and beta's.
+    fn encrypted(servers: &[Server]) -> Vec<bool> {
+        servers.iter().map(|server| server.keys.is_some()).collect()
+    }
+
+    #[test]
+    fn what_leaves_the_host_is_never_asked_in_the_clear() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let keyless = dir.path().join("none");
+        let configured = |text: String| text.replace("/etc/repblk/keys", &dir.path().join("none").display().to_string());
+        let failed = |how: &How| met(configured, None, how).expect_err("there are no keys");
+        // No keys: it does not begin, and says what to do.
+        for how in [how(None, None), how(Some(&keyless), None), how(None, Some("db1"))] {
+            let stop = failed(&how);
+            assert!(stop.message.contains("repblk cert issue"), "{stop:?}");
+        }
+        let folder = tls::Folder::new(dir.path());
+        let authority = Authority::create("plant7", 10).expect("made");
+        let put = |name: &str, kind: Kind| {
+            let holder = Holder { kind, ..Holder::node(cluster_id("plant7"), name) };
+            let issued = authority.issue(&holder, &[], SystemTime::now(), 10).expect("issued");
+            folder.write_issued(name, &issued).expect("written");
+        };
+        folder.write_authority(&authority).expect("written");
+        put("db1", Kind::Client);
+        let allowed = |text: String| text.replace("nbd_tls = \"require\"", "nbd_tls = \"allow\"").replace("nbd_client_certificates = true", "");
+        let here = how(Some(dir.path()), None);
+        let servers = met(allowed, None, &here).expect("there are");
+        assert_eq!(encrypted(&servers), [false, true, true], "whatever the nodes allow");
+        assert_eq!(servers.iter().map(|server| server.node.as_str()).collect::<Vec<_>>(), ["alpha", "alpha", "beta"]);
+        let own = servers[1].keys.as_ref().expect("keys").own();
+        assert_eq!((own.kind, own.name.as_str()), (Kind::Client, "db1"), "the only one there");
+        // Several: the node's own, the named one, or nobody's.
+        put("alpha", Kind::Node);
+        put("etcd", Kind::Server);
+        let stop = met(configured, None, &here).expect_err("whose?");
+        assert!(stop.exit == Exit::Usage && stop.message.contains("it has: alpha, db1, etcd"), "{stop:?}");
+        let stop = met(configured, Some("alpha"), &here).expect_err("a node has the secret, too");
+        assert!(stop.message.contains("cluster.secret"), "{stop:?}");
+        folder.write_secrets(&[tls::Folder::fresh_secret().expect("random")]).expect("written");
+        let servers = met(configured, Some("alpha"), &here).expect("there are");
+        assert_eq!(servers[1].keys.as_ref().expect("keys").own().name, "alpha");
+        met(configured, Some("alpha"), &how(Some(dir.path()), Some("db1"))).expect("named");
+        let stop = met(configured, None, &how(Some(dir.path()), Some("etcd"))).expect_err("no client");
+        assert!(stop.message.contains("which is no NBD client"), "{stop:?}");
+        // On loopback, and where the configuration says that nothing is encrypted, only when it is asked for.
+        let local = |text: String| allowed(text).replace("tcp:10.0.2.", "tcp:127.0.0.");
+        assert_eq!(encrypted(&met(local, None, &how(None, None)).expect("there are")), [false; 3]);
+        assert_eq!(encrypted(&met(local, Some("alpha"), &here).expect("there are")), [false, true, true]);
+        let open = |text: String| {
+            let text = allowed(text).replace("nbd_tls = \"allow\"", "").replace("https://10.0.3.1", "http://127.0.0.1");
+            text.replace("keys = \"/etc/repblk/keys\"", "insecure = true")
+        };
+        assert_eq!(encrypted(&met(open, None, &how(None, None)).expect("there are")), [false; 3]);
+        assert_eq!(encrypted(&met(open, Some("alpha"), &here).expect("there are")), [false, true, true]);
+        let required = |text: String| text.replace("tcp:10.0.2.", "tcp:127.0.0.");
+        assert_eq!(encrypted(&met(required, Some("alpha"), &here).expect("there are")), [false, true, true]);
+    }
 
     #[test]
     fn the_text_says_where_it_is_and_why_it_is_nowhere() {

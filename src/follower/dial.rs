@@ -54,6 +54,9 @@ pub(super) struct Found {
     pub(super) kept: oneshot::Sender<()>,
 }
 
+/// What is said of an end of the connection.
+const ENDED: &str = "it closed the connection";
+
 /// Why there is no primary to be used; empty when there was one.
 #[derive(Debug)]
 pub(super) struct Miss {
@@ -66,12 +69,24 @@ impl Miss {
     fn distrust(why: String) -> Self {
         Self { why, distrust: true }
     }
+
+    /// The same, where an end of the connection may be how the other side says that it does not believe this one.
+    fn within_tls(self, when: &str) -> Self {
+        match self.why.as_str() {
+            ENDED => Self::distrust(format!(
+                "it ended the connection {when} the handshake of TLS: it may not believe this host's certificate; its log says why"
+            )),
+            _ => self,
+        }
+    }
 }
 
 impl From<io::Error> for Miss {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned().into(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                ENDED.to_owned().into()
+            }
             // What TLS says is always of distrust.
             io::ErrorKind::InvalidData => Self::distrust(explain(&error)),
             _ => error.to_string().into(),
@@ -189,7 +204,7 @@ impl Dialler {
         // What was renewed is used from here on.
         let keys = keyring.now();
         let encrypted = self.encrypted(stream, talk, &keys).await;
-        let (stream, offer, standing) = encrypted.map_err(|miss| Miss { why: own_fault(miss.why, &keys), ..miss })?;
+        let (stream, offer, standing) = encrypted.map_err(|miss| own_fault(miss, &keys))?;
         Ok((Wire::Tls(Box::new(stream)), offer, standing))
     }
 
@@ -205,9 +220,10 @@ impl Dialler {
         let connector = TlsConnector::from(keys.nbd_dialler(&self.server.node).map_err(Miss::distrust)?);
         let name = ServerName::try_from("node").expect("a name; the certificate names the node in its own way");
         let shaken = connector.connect(name, BufReader::with_capacity(BELOW_TLS, stream)).await;
-        let mut stream = shaken.map_err(|error| Miss::distrust(explain(&error)))?;
+        let mut stream = shaken.map_err(|error| Miss::from(error).within_tls("within"))?;
         talk.negotiation.encrypted(&mut talk.out);
-        let (offer, standing) = talk.enter(&mut stream).await?;
+        // In TLS 1.3 the dialler has done its part before the other side has judged it, and the reason may be lost with the connection.
+        let (offer, standing) = talk.enter(&mut stream).await.map_err(|miss| miss.within_tls("right after"))?;
         Ok((stream, offer, standing))
     }
 }
@@ -259,12 +275,12 @@ impl Talk {
     }
 }
 
-/// An end of the connection may be the other side's way to say that it does not believe what was shown.
-fn own_fault(why: String, keys: &Keys) -> String {
+/// Where there is no trust, a certificate of this host that has expired is named.
+fn own_fault(miss: Miss, keys: &Keys) -> Miss {
     let now = unix_now();
-    match keys.warning(now).filter(|_| keys.not_after < now) {
-        Some(warning) => format!("{why}; {warning}"),
-        None => why,
+    match keys.warning(now).filter(|_| miss.distrust && keys.not_after < now) {
+        Some(warning) => Miss::distrust(format!("{}; {warning}", miss.why)),
+        None => miss,
     }
 }
 
