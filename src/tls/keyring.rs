@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
-use rustls::version::TLS13;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
@@ -165,7 +165,7 @@ impl Keys {
         Arc::clone(&self.acceptor)
     }
 
-    /// For taking clients of NBD, which must show a certificate of the cluster, or may.
+    /// For taking clients of NBD, which must show a certificate of the cluster, or may. They are programs of others, and some know no TLS 1.3.
     ///
     /// # Errors
     /// A sentence, when the keys do not allow it.
@@ -174,9 +174,9 @@ impl Keys {
         let clients = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let clients = if certificate { clients } else { clients.allow_unauthenticated() };
         let clients = clients.build().map_err(|error| format!("the authority cannot be used: {error}"))?;
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_protocol_versions(&[&TLS13])
-            .expect("the provider has suites of TLS 1.3")
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider_of_clients()))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .expect("the provider has suites of both")
             .with_client_cert_verifier(clients)
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| format!("the certificate cannot be used: {error}"))?;
@@ -268,6 +268,14 @@ pub(super) fn provider() -> CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
         ..ring::default_provider()
     }
+}
+
+/// The same, and one suite of TLS 1.2. It is the one whose keys last: there is no change of keys on the way in that version, and with AES-GCM a
+/// connection would have to end after 2^24 records.
+fn provider_of_clients() -> CryptoProvider {
+    let mut provider = provider();
+    provider.cipher_suites.push(ring::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256);
+    provider
 }
 
 #[cfg(test)]
