@@ -373,3 +373,21 @@ async fn cannot_accept(error: &std::io::Error) {
     warn!(%error, "an NBD client cannot be accepted");
     tokio::time::sleep(Duration::from_millis(200)).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client's host is watched by the kernel, whatever the client does not say.
+    #[tokio::test]
+    async fn a_served_socket_has_a_keepalive_as_configured() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let _client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (served, _) = listener.accept().await.expect("comes");
+        let socket = socket2::Socket::from(served.into_socket(Duration::from_secs(30)).expect("a socket"));
+        assert!(socket.keepalive().expect("told") && socket.tcp_nodelay().expect("told"));
+        let told = (socket.tcp_keepalive_time(), socket.tcp_keepalive_interval(), socket.tcp_keepalive_retries());
+        let told = (told.0.expect("told"), told.1.expect("told"), told.2.expect("told"));
+        assert_eq!(told, (Duration::from_secs(30), Duration::from_secs(10), 3));
+    }
+}

@@ -335,3 +335,50 @@ async fn write(writer: OwnedWriteHalf, mut outgoing: mpsc::UnboundedReceiver<Out
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that asks what can be answered at once, and never reads, is not read any more: its answers do not fill the memory.
+    #[tokio::test]
+    async fn who_never_reads_its_answers_is_not_listened_to_any_more() {
+        const MANY: usize = 32 << 20;
+        let (events, mut heard) = mpsc::channel(16);
+        let (_size, size) = watch::channel(Some(1 << 20));
+        let front = Arc::new(Front::new("v", size, events));
+        let (mut client, server) = UnixStream::pair().expect("a pair");
+        let serving = tokio::spawn(async move { front.serve(server, 1 << 20).await });
+        client.read_exact(&mut [0; 18]).await.expect("the greeting");
+        let go = [&3u32.to_be_bytes()[..], b"IHAVEOPT", &[0, 0, 0, 7, 0, 0, 0, 6], &[0; 6]].concat();
+        client.write_all(&go).await.expect("is taken");
+        assert!(matches!(heard.recv().await, Some(Event::ClientHere)), "it is served");
+        // A command that nobody knows: refused, with an answer.
+        let mut request = 0x2560_9513u32.to_be_bytes().to_vec();
+        request.extend_from_slice(&[0, 0, 0, 77]);
+        request.resize(28, 0);
+        let (requests, mut taken) = (request.repeat(1000), 0);
+        let flood = async {
+            while taken < MANY {
+                taken += client.write(&requests).await.expect("it is not put out");
+            }
+        };
+        let stalled = tokio::time::timeout(Duration::from_secs(1), flood).await.is_err();
+        assert!(stalled, "{taken} bytes of requests were taken without an answer being read");
+        drop(client);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn clients_are_counted_and_one_too_many_is_told() {
+        let (events, _heard) = mpsc::channel(16);
+        let (_size, size) = watch::channel(Some(1 << 20));
+        let front = Front::new("v", size, events);
+        let places: Vec<_> = (0..CLIENTS_MAX).map(|_| front.clients.try_acquire().expect("room")).collect();
+        let find = || OneDevice { volume: "v", size: 1 << 20, clients: &front.clients }.find(b"v");
+        let refused = find().expect_err("is full");
+        assert!(refused.message.contains("rule clients-full"), "{refused}");
+        drop(places);
+        assert!(find().is_ok());
+    }
+}
