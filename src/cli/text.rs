@@ -32,6 +32,9 @@ pub(super) fn status(status: &Status) -> String {
     if security.heartbeats_forged > 0 {
         let _ = writeln!(text, "{} heartbeats were forged, and not believed", security.heartbeats_forged);
     }
+    if security.connections_turned_away > 0 {
+        let _ = writeln!(text, "{} connections came too fast, and were turned away", security.connections_turned_away);
+    }
     for volume in &status.volumes {
         text.push('\n');
         text.push_str(&self::volume(volume));

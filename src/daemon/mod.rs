@@ -5,6 +5,7 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
+mod admission;
 pub mod agent;
 mod beat_path;
 pub mod config;
@@ -19,7 +20,7 @@ mod hello_exchange;
 pub mod identity;
 pub mod init;
 mod links;
-mod lobby;
+pub(crate) mod lobby;
 pub mod logs;
 pub(crate) mod printable;
 mod saved;

@@ -31,6 +31,9 @@ pub struct SecurityStatus {
     pub heartbeats_replayed: u64,
     /// Datagrams that are no heartbeats, or came from an address of no node.
     pub datagrams_foreign: u64,
+    /// Connections that were turned away because their address opened them faster than `[limits]` allows.
+    #[serde(default)]
+    pub connections_turned_away: u64,
 }
 
 /// Datagrams that were not believed.
@@ -49,6 +52,8 @@ pub(super) struct Guard {
     /// What holds for NBD clients of other hosts.
     clients: Option<NbdRule>,
     pub(super) disbelieved: Disbelieved,
+    /// Connections that came faster than allowed.
+    pub(super) turned_away: Arc<AtomicU64>,
 }
 
 impl Guard {
@@ -66,13 +71,15 @@ impl Guard {
             )
         })?;
         let (mode, clients) = (config.security.word(), config.nbd_tls.remote([me]));
-        Ok(Arc::new(Self { mode, keyring, clients, disbelieved: Disbelieved::default() }))
+        let (disbelieved, turned_away) = (Disbelieved::default(), Arc::default());
+        Ok(Arc::new(Self { mode, keyring, clients, disbelieved, turned_away }))
     }
 
     /// For tests of what has nothing to do with keys.
     #[cfg(test)]
     pub(super) fn without_keys() -> Arc<Self> {
-        Arc::new(Self { mode: "loopback", keyring: None, clients: None, disbelieved: Disbelieved::default() })
+        let (disbelieved, turned_away) = (Disbelieved::default(), Arc::default());
+        Arc::new(Self { mode: "loopback", keyring: None, clients: None, disbelieved, turned_away })
     }
 
     /// The keys as they are now; none without TLS.
@@ -97,6 +104,7 @@ impl Guard {
             heartbeats_forged: count(&self.disbelieved.forged),
             heartbeats_replayed: count(&self.disbelieved.replayed),
             datagrams_foreign: count(&self.disbelieved.foreign),
+            connections_turned_away: count(&self.turned_away),
         }
     }
 

@@ -164,6 +164,7 @@ impl<M: Machine> Shell<M> {
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
         self.heard += 1;
+        session.busy_at = self.now;
         let tag = session.admit(piece_of, to, kind, range);
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });

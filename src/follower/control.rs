@@ -19,6 +19,7 @@ use super::Files;
 use super::dial::Miss;
 use super::hub::Event;
 use super::memory::Memory;
+use crate::daemon::lobby::Lobby;
 use crate::daemon::sockets::UnixSocket;
 use crate::nbd::Standing;
 use crate::tls::{Keyring, day_of};
@@ -27,6 +28,8 @@ use crate::tls::{Keyring, day_of};
 const WORD_TIME: Duration = Duration::from_secs(5);
 /// What the log was told of an address, it is told nothing else of for so long.
 const TOLD_PAUSE: Duration = Duration::from_secs(10);
+/// Who asks at one time; one more takes the place of the oldest.
+const LOBBY_SEATS: usize = 32;
 /// Longest question in bytes.
 const ASK_MAX: u64 = 256;
 
@@ -186,11 +189,12 @@ fn ask(control: &Path, ask: Ask) -> Result<Option<String>, String> {
 
 /// Answers whoever asks, for ever.
 pub(super) async fn keep_answering(socket: UnixSocket, events: mpsc::Sender<Event>) {
+    let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
     loop {
         match socket.listener.accept().await {
             Ok((stream, _)) => {
-                let events = events.clone();
-                tokio::spawn(tokio::time::timeout(WORD_TIME, answer(stream, events)));
+                let (events, lobby) = (events.clone(), Arc::clone(&lobby));
+                tokio::spawn(async move { lobby.seat(tokio::time::timeout(WORD_TIME, answer(stream, events))).await });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }
@@ -207,4 +211,30 @@ async fn answer(mut stream: UnixStream, events: mpsc::Sender<Event>) -> Option<(
     let mut text = serde_json::to_string(&status.await.ok()?).ok()?;
     text.push('\n');
     writer.write_all(text.as_bytes()).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_nothing_makes_room_for_who_asks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("control");
+        let socket = UnixSocket::bind(&path, 0o600, "control").expect("bound");
+        let (events, mut asked) = mpsc::channel(4);
+        let answering = tokio::spawn(keep_answering(socket, events));
+        let mut silent = Vec::new();
+        for _ in 0..LOBBY_SEATS + 8 {
+            silent.push(UnixStream::connect(&path).await.expect("is taken"));
+        }
+        // The oldest is put out, long before its time.
+        let began = std::time::Instant::now();
+        assert_eq!(silent[0].read(&mut [0; 1]).await.expect("the end"), 0);
+        assert!(began.elapsed() < WORD_TIME / 2);
+        let mut asker = UnixStream::connect(&path).await.expect("is taken");
+        asker.write_all(b"\"status\"\n").await.expect("is taken");
+        assert!(matches!(asked.recv().await, Some(Event::Control { ask: Ask::Status, .. })), "it is heard");
+        answering.abort();
+    }
 }

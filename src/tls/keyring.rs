@@ -2,7 +2,7 @@
 //! a connection that stands is left alone, whatever its certificate's date.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -55,6 +55,8 @@ pub struct Keys {
     key: PrivateKeyDer<'static>,
     provider: Arc<CryptoProvider>,
     acceptor: Arc<ServerConfig>,
+    /// For clients of NBD that may show a certificate, and that must. Made once: a stranger that begins a handshake must not cost that.
+    nbd_acceptors: [OnceLock<Arc<ServerConfig>>; 2],
     /// The secrets of the cluster, the one in use first; a client has none.
     pub secrets: Vec<Secret>,
     /// When the certificate ends, in seconds since 1970.
@@ -155,8 +157,8 @@ impl Keys {
         acceptor.send_tls13_tickets = 0;
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         let own = own.clone();
-        let (acceptor, not_after) = (Arc::new(acceptor), facts.not_after);
-        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after })
+        let (acceptor, nbd_acceptors, not_after) = (Arc::new(acceptor), Default::default(), facts.not_after);
+        Ok(Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after })
     }
 
     /// For taking links and questions of any node of the cluster.
@@ -170,6 +172,10 @@ impl Keys {
     /// # Errors
     /// A sentence, when the keys do not allow it.
     pub fn nbd_acceptor(&self, certificate: bool) -> Result<Arc<ServerConfig>, String> {
+        let made = &self.nbd_acceptors[usize::from(certificate)];
+        if let Some(config) = made.get() {
+            return Ok(Arc::clone(config));
+        }
         let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
         let clients = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let clients = if certificate { clients } else { clients.allow_unauthenticated() };
@@ -182,7 +188,7 @@ impl Keys {
             .map_err(|error| format!("the certificate cannot be used: {error}"))?;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Arc::new(config))
+        Ok(Arc::clone(made.get_or_init(|| Arc::new(config))))
     }
 
     /// The client or node that showed `certificates` in a handshake that succeeded; none when it is of another cluster, or a server.
@@ -299,6 +305,6 @@ impl Keys {
             .with_single_cert(chain.clone(), key.clone_key())
             .expect("goes with its key");
         let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
-        Self { own, roots, chain, key, provider, acceptor, secrets, not_after }
+        Self { own, roots, chain, key, provider, acceptor, nbd_acceptors: Default::default(), secrets, not_after }
     }
 }

@@ -55,7 +55,7 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
     assert_eq!(
         problems(&text),
         [format!(
-            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, arbiter, node, volume",
+            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, limits, arbiter, node, volume",
             line + 1
         )]
     );
@@ -379,4 +379,60 @@ fn clients_of_other_hosts_prove_who_they_are_unless_it_is_said_otherwise() {
         let found = problems(&said(&format!("nbd_client_certificates = true\nnbd_tls = {mode:?}")));
         assert!(found[0].contains("keeps nobody out"), "{found:?}");
     }
+}
+
+#[test]
+fn the_example_says_the_default_limits_and_nonsense_is_refused() {
+    let config = Config::parse(GOOD, Path::new("r.toml")).expect("the example is right");
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.limits.client_idle, None, "an idle database is legal");
+    let cases = [
+        ("clients =", "clients = 0", "a whole number from 1 to 256 (default 256)"),
+        ("clients =", "clients = 257", "a whole number from 1 to 256"),
+        ("clients =", "clients = 10", "clients_per_address = 64 is more than clients = 10"),
+        ("connections_per_second", "connections_per_second = 0", "a whole number from 1 to 100000 (default 20)"),
+        ("connections_burst", "connections_burst = 0", "a whole number from 1"),
+        ("negotiation_ms", "negotiation_ms = 10", "a whole number from 500"),
+        ("client_idle_s", "client_idle_s = \"never\"", "a whole number from 0"),
+        ("client_keepalive_s", "client_keepalive = 30", "did you mean \"client_keepalive_s\"?"),
+    ];
+    for (from, to, right) in cases {
+        let (text, _) = with(from, to);
+        let found = problems(&text);
+        assert!(found.iter().any(|problem| problem.contains(right)), "{to}: {found:?}");
+    }
+    // Without the key, the part of one address is no complaint about few clients.
+    let (text, _) = with("clients =", "clients = 10");
+    let text = text.replace("clients_per_address = 64", "");
+    assert_eq!(Config::parse(&text, Path::new("r.toml")).expect("right").limits.clients, 10);
+}
+
+#[test]
+fn allow_lists_are_read_and_such_as_admit_nobody_are_refused() {
+    let read = |text: &str| Config::parse(text, Path::new("r.toml")).map(|config| config.volumes[0].allow.clone());
+    assert_eq!(read(GOOD).expect("right"), AllowList::default());
+    // What stands there as a remark is right, too.
+    let remarks = GOOD.replace("# allow", "allow");
+    let allow = read(&remarks).expect("right");
+    assert_eq!(allow.addresses, [Prefix::parse("10.0.2.0/24").expect("right")]);
+    assert_eq!(allow.certificates, ["db1"]);
+    let cases = [
+        ("allow =", "allow = []", "would keep everybody out"),
+        ("allow =", "allow = [\"10.0.2.9/24\"]", "write \"10.0.2.0/24\", or 10.0.2.9 alone"),
+        ("allow =", "allow = [\"db1.example\"]", "is no IP address"),
+        ("allow =", "allow = [\"10.0.2.1\", \"10.0.2.1/32\"]", "names \"10.0.2.1/32\" twice"),
+        ("allow =", "allow = \"10.0.2.0/24\"", "a list of addresses"),
+        ("allow =", "allow = [7]", "a list of addresses"),
+        ("allow_certificates", "allow_certificates = []", "would keep everybody out"),
+        ("allow_certificates", "allow_certificates = [\"a/b\"]", "is no name that `repblk cert issue` gives"),
+        ("nbd_tls", "nbd_tls = \"off\"", "allow_certificates would admit nobody, since clients do not speak TLS"),
+    ];
+    for (from, to, right) in cases {
+        let line = remarks.lines().find(|line| line.starts_with(from)).expect("it is there");
+        let found = problems(&remarks.replacen(line, to, 1));
+        assert!(found.iter().any(|problem| problem.contains(right)), "{to}: {found:?}");
+    }
+    let insecure = without_keys(&remarks, "insecure = true");
+    let found = problems(&insecure);
+    assert!(found.iter().any(|problem| problem.contains("since there are no keys")), "{found:?}");
 }
