@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::admission::{Caller, Door, Places, Source, turn_away};
+use super::admission::{Caller, Door, Places, Quota, Source, turn_away};
 use super::config::{Config, NbdRule, NbdTlsMode};
 use super::handle::{Client, VolumeHandle};
 use super::lobby::Lobby;
@@ -54,6 +54,8 @@ pub(super) struct ExportDesk {
     lobby: Arc<Lobby>,
     places: Arc<Places>,
     door: Door,
+    /// Lines in the log about clients that are not believed.
+    strangers: Quota,
     guard: Arc<Guard>,
     next_session: AtomicU64,
 }
@@ -91,7 +93,7 @@ impl ExportDesk {
         let places = Places::new(limits.clients, limits.clients_per_address);
         let door = Door::new("connections of NBD clients", limits.rate(), Arc::clone(&guard.turned_away));
         let (lobby, next_session) = (Arc::new(Lobby::new(LOBBY_SEATS)), AtomicU64::new(1));
-        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, door, guard, next_session })
+        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, door, strangers: Quota::of_strangers(), guard, next_session })
     }
 
     /// Takes clients over TCP, for ever.
@@ -221,7 +223,11 @@ impl ExportDesk {
                     send(&mut stream, &out).await?;
                     out.clear();
                     let Stream::Plain(plain) = stream else { return Err("TLS is spoken already".to_owned()) };
-                    (stream, caller.certificate) = self.encrypt(plain, rule).await?;
+                    (stream, caller.certificate) = self.encrypt(plain, rule).await.inspect_err(|why| {
+                        if self.strangers.take() {
+                            info!(from = ?caller.address, "no TLS with an NBD client: {why}");
+                        }
+                    })?;
                     wanted = negotiation.wanted();
                 }
                 Next::Transmission(handover) => {
