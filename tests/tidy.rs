@@ -34,6 +34,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("condition", "units"),
     ("daemon", "dataplane"),
     ("follower", "daemon"),
+    ("follower", "tls"),
     ("daemon", "tls"),
     ("dataplane", "tls"),
 ];
