@@ -5,6 +5,7 @@
 
 mod arbiter;
 mod check;
+mod control;
 mod parse;
 mod reader;
 mod security;
@@ -20,6 +21,7 @@ use crate::condition::Mode;
 use crate::meta::superblock;
 
 pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, EtcdTls, FenceSpec};
+pub use control::{ControlSpec, Readers};
 pub use parse::is_name;
 pub use reader::ConfigError;
 pub use security::{NbdTls, NbdTlsMode, Security};
@@ -45,6 +47,8 @@ pub struct Config {
     pub security: Security,
     /// What NBD clients may and must do.
     pub nbd_tls: NbdTls,
+    /// Who may use the control socket.
+    pub control: ControlSpec,
     /// Who decides about failover.
     pub arbiter: ArbiterSpec,
     /// The nodes, in the order of the file.

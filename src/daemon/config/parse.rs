@@ -8,8 +8,8 @@ use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
 use super::{
-    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check, security,
-    services,
+    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check, control,
+    security, services,
 };
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
@@ -39,6 +39,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let interval = root.number("heartbeat_interval_ms", 200, 20..=10_000);
     let interval = Duration::from_millis(interval.value);
     let security = security::security(root.table("security"));
+    let control = control::control(root.table("control"));
     let table = root.table("arbiter");
     let arbiter_line = table.as_ref().map_or(1, |table| table.line);
     let arbiter = arbiter::arbiter(&document, table, interval);
@@ -56,6 +57,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         heartbeat_interval: interval,
         security,
         nbd_tls,
+        control,
         arbiter,
         nodes: nodes.into_iter().map(|node| node.value).collect(),
         volumes: volumes.into_iter().map(|volume| volume.value).collect(),
