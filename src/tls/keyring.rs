@@ -9,6 +9,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use super::date::{DAY, day_of, unix_now};
 use super::distrust::Distrust;
@@ -46,13 +47,15 @@ pub struct Keys {
     own: Holder,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    key: Zeroizing<PrivateKeyDer<'static>>,
     provider: Arc<CryptoProvider>,
     acceptor: Arc<ServerConfig>,
     /// The secrets of the cluster, the one in use first.
     pub secrets: Vec<Secret>,
     /// When the node's certificate ends, in seconds since 1970.
     pub not_after: i64,
+    /// When the last of the authorities that are trusted ends.
+    authority_not_after: i64,
 }
 
 impl Keyring {
@@ -102,11 +105,15 @@ impl Keys {
         let wrong = |file, why| FolderError { file, why };
         let (certificate, authority) = (folder.certificate_file(&own.name), folder.authority_file());
         let mut roots = RootCertStore::empty();
-        for root in folder.trusted()? {
+        let trusted = folder.trusted()?;
+        let ends = trusted.iter().filter_map(super::Certificate::read).map(|certificate| certificate.not_after);
+        let authority_not_after = ends.max().unwrap_or(i64::MAX);
+        for root in trusted {
             roots.add(root).map_err(|error| wrong(authority.clone(), error.to_string()))?;
         }
         let roots = Arc::new(roots);
-        let (chain, key, secrets) = (folder.chain(&own.name)?, folder.key(&own.name)?, folder.secrets()?);
+        let (chain, secrets) = (folder.chain(&own.name)?, folder.secrets()?);
+        let key = Zeroizing::new(folder.key(&own.name)?);
         let facts = folder.certificate(&own.name)?;
         Distrust::of_node(facts.holder, &facts.subject, own, Some(&own.name)).map_err(|why| {
             wrong(certificate.clone(), format!("is not that of this node: {why}; make one with `repblk cert issue`"))
@@ -125,7 +132,7 @@ impl Keys {
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         let own = own.clone();
         let (acceptor, not_after) = (Arc::new(acceptor), facts.not_after);
-        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after })
+        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after, authority_not_after })
     }
 
     /// For taking links and questions of any node of the cluster.
@@ -201,8 +208,17 @@ impl Keys {
             ));
         }
         let until = day_of(self.not_after);
-        (left < WARNING_DAYS)
-            .then(|| format!("the certificate of node {name} expires on {until}, in {left} days; {renew}"))
+        if left < WARNING_DAYS {
+            return Some(format!("the certificate of node {name} expires on {until}, in {left} days; {renew}"));
+        }
+        let left = (self.authority_not_after - now).div_euclid(DAY);
+        (left < WARNING_DAYS).then(|| {
+            format!(
+                "the authority of the cluster (ca.pem) expires on {}, and no link comes about after that: make another, see \
+                 docs/security.md",
+                day_of(self.authority_not_after)
+            )
+        })
     }
 }
 
@@ -238,7 +254,8 @@ impl Keys {
     pub(super) fn with_certificate(keys: &Self, issued: &super::Issued) -> Self {
         use rustls_pki_types::pem::PemObject;
         let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
-        let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
+        let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"));
+        let authority_not_after = keys.authority_not_after;
         let (own, provider, roots) = (keys.own.clone(), Arc::clone(&keys.provider), Arc::clone(&keys.roots));
         let verifier = verifier(&own, None, &roots, &provider).expect("good");
         let acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -248,6 +265,6 @@ impl Keys {
             .with_single_cert(chain.clone(), key.clone_key())
             .expect("goes with its key");
         let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
-        Self { own, roots, chain, key, provider, acceptor, secrets, not_after }
+        Self { own, roots, chain, key, provider, acceptor, secrets, not_after, authority_not_after }
     }
 }
