@@ -261,6 +261,25 @@ fn the_warning_begins_thirty_days_before_the_end() {
     );
 }
 
+/// Found by reading: nobody was told, and after ten years no link would have come about.
+#[test]
+fn the_end_of_the_authority_is_warned_of_too() {
+    let place = Place::new();
+    let old = Authority::create("plant7", 20).expect("made");
+    place.folder().write_authority(&old).expect("written");
+    place
+        .folder()
+        .write_issued("alpha", &old.issue(&node("alpha"), &[], SystemTime::now(), 400).expect("issued"))
+        .expect("written");
+    let keyring = place.keyring("alpha").expect("good");
+    let warned = keyring.warning().expect("it ends soon");
+    assert!(warned.contains("the authority of the cluster (ca.pem) expires on"), "{warned}");
+    // Both are trusted while certificates are renewed under the new one.
+    let both = [old.certificate(), place.authority.certificate()].concat();
+    std::fs::write(place.folder().authority_file(), both).expect("written");
+    assert_eq!(keyring.warning(), None);
+}
+
 #[test]
 fn every_file_is_its_owners_alone() {
     let place = Place::new();
