@@ -148,6 +148,26 @@ fn a_secret_is_changed_without_a_beat_lost() {
     }
 }
 
+/// Found by fuzzing: whoever came back in the middle of a change was answered under a secret that it no longer had, for ever.
+#[test]
+fn a_newcomer_is_answered_under_a_secret_that_it_has() {
+    let (_, mut beta) = acquainted();
+    // Beta has heard of the second secret, and last of an alpha that had not; alpha was given the third while it was away.
+    beta.change_secrets(&[secret(2), secret(1)]);
+    for given in [vec![secret(3), secret(2)], vec![secret(2)]] {
+        let mut alpha = Seal::new(&given, route(), 14);
+        let believed = (0..20).any(|_| {
+            if let Opened::Unproven { reply, .. } = beta.open(&alpha.seal(b"I am back")) {
+                let _ = alpha.open(&reply);
+            }
+            is_fresh(&beta.open(&alpha.seal(b"news")))
+        });
+        assert!(believed, "{} secrets", given.len());
+        (_, beta) = acquainted();
+        beta.change_secrets(&[secret(2), secret(1)]);
+    }
+}
+
 /// A node that starts in the middle of a change finds the secret that the other has.
 #[test]
 fn strangers_find_the_secret_that_both_have() {
