@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::stream::explain;
+use crate::printable::one_line;
 use crate::wire::hello::{self, Hello, HelloError};
 
 /// Longest time for the whole exchange.
@@ -113,7 +114,7 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Exchange
     if theirs.refusal.is_empty() {
         Ok(theirs)
     } else {
-        Err(ExchangeError::RefusedByPeer { node: printable(&theirs.node), why: printable(&theirs.refusal) })
+        Err(ExchangeError::RefusedByPeer { node: one_line(&theirs.node), why: one_line(&theirs.refusal) })
     }
 }
 
@@ -139,7 +140,7 @@ async fn refuse<S: AsyncWrite + Unpin, T>(stream: &mut S, mine: &Hello, why: Str
 /// # Errors
 /// The reason, as both nodes' logs will have it.
 fn judge(mine: &Hello, theirs: &Hello, expected: Option<&str>) -> Result<(), String> {
-    let (me, they) = (&mine.node, printable(&theirs.node));
+    let (me, they) = (&mine.node, one_line(&theirs.node));
     if theirs.instance == mine.instance {
         return Err(format!(
             "node {they} shows the disk instance of node {me}: an address leads a node to itself, or one copy was cloned \
@@ -147,11 +148,11 @@ fn judge(mine: &Hello, theirs: &Hello, expected: Option<&str>) -> Result<(), Str
         ));
     }
     if theirs.cluster_name != mine.cluster_name {
-        let theirs = printable(&theirs.cluster_name);
+        let theirs = one_line(&theirs.cluster_name);
         return Err(format!("node {me} is in cluster {:?}, node {they} in cluster {theirs:?}", mine.cluster_name));
     }
     if theirs.volume_name != mine.volume_name {
-        let theirs = printable(&theirs.volume_name);
+        let theirs = one_line(&theirs.volume_name);
         return Err(format!("node {me} speaks of volume {:?}, node {they} of volume {theirs:?}", mine.volume_name));
     }
     if let Some(expected) = expected.filter(|expected| *expected != theirs.node) {
@@ -176,11 +177,6 @@ fn judge(mine: &Hello, theirs: &Hello, expected: Option<&str>) -> Result<(), Str
         ));
     }
     Ok(())
-}
-
-/// A stranger's text without control characters, for the log.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]

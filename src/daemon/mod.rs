@@ -6,6 +6,7 @@
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
 pub mod agent;
+pub mod beat;
 mod beat_path;
 pub mod config;
 pub mod control;
@@ -21,7 +22,6 @@ pub mod init;
 mod links;
 mod lobby;
 pub mod logs;
-mod printable;
 mod saved;
 pub mod security;
 mod serve;

@@ -6,6 +6,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::holder::Holder;
+use crate::printable::one_line;
 
 /// What stands in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Certificate {
         Some(Self {
             holder,
             hosts: hosts.collect(),
-            subject: parsed.subject().to_string(),
+            subject: one_line(&parsed.subject().to_string()),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
         })
