@@ -43,6 +43,10 @@ class Materials:
     def sorted(self):
         return sorted(self.packages.values(), key=lambda p: (p["name"], p["version"]))
 
+    def is_linked(self, package):
+        """It is in the binary, and does not only run while others are compiled."""
+        return (package["name"], f"v{package['version']}") in self.linked
+
     def wants(self, package):
         """What a package is compiled with, as package URLs."""
         deps = self.nodes[package["id"]]["deps"]
@@ -68,7 +72,7 @@ def sbom(root):
         {
             "type": "library", "bom-ref": purl(package), "name": package["name"], "version": package["version"], "purl": purl(package),
             # What only runs while others are compiled is no part of the binary.
-            "scope": "required" if (package["name"], f"v{package['version']}") in made.linked else "excluded",
+            "scope": "required" if made.is_linked(package) else "excluded",
             "licenses": [{"expression": package["license"].replace(" / ", " OR ").replace("/", " OR ")}],
             "hashes": [{"alg": "SHA-256", "content": made.checksums[package["name"], package["version"]]}],
         }
@@ -90,20 +94,18 @@ def licences(root):
     made = Materials(root)
     texts, without = {}, []
     lines = [f"{made.own['name']} {made.own['version']} is under Apache-2.0 (LICENSE). It is made of these, each under the licence beside it:\n"]
-    for package in made.sorted() + [None]:
-        if package is None:
-            name, licence, folder = f"rust-std {made.rustc['release']}", "MIT", Path(output("rustc", "--print", "sysroot").strip(), "share/doc/rust")
-        else:
-            name, licence = f"{package['name']} {package['version']}", made.licence(package)
-            folder = Path(package["manifest_path"]).parent
-        lines.append(f"  {name:<32} {licence}")
+    for package in filter(made.is_linked, made.sorted()):
+        name, folder = f"{package['name']} {package['version']}", Path(package["manifest_path"]).parent
+        lines.append(f"  {name:<32} {made.licence(package)}")
         files = sorted(file for file in folder.glob("*") if file.is_file() and TEXTS.match(file.name) and file.suffix != ".rs")
         for file in files:
             texts.setdefault(file.read_text(errors="replace").strip(), []).append(f"{name}: {file.name}")
         if not files:
             without.append(name)
-    if without:
-        lines.append("\nThe packages of these have no file with the text; their licence is one of those below: " + ", ".join(without))
+    std = f"rust-std {made.rustc['release']}"
+    lines.append(f"  {std:<32} MIT")
+    without.append(std)
+    lines.append("\nThe packages of these have no file with the text; their licence is one of those below: " + ", ".join(without))
     for text, names in sorted(texts.items(), key=lambda item: item[1]):
         lines.append("\n" + "-" * 100 + "\n" + "\n".join(names) + "\n\n" + text)
     return "\n".join(lines) + "\n"
