@@ -61,7 +61,7 @@ pub enum Opened<'d> {
         /// The first one of this life of the sender: a datagram without a body makes this side known to it at once.
         newcomer: bool,
     },
-    /// Genuine, and it answers nothing: a newcomer, or a recording.
+    /// Genuine, and it answers nothing: of somebody who has not heard this side yet, or a recording.
     Unproven {
         /// The life it claims to be of.
         incarnation: u64,
@@ -186,10 +186,10 @@ impl Seal {
         }
         let body = &signed[HEADER_LEN..];
         match &mut self.peer {
-            Some(life) if life.incarnation == fields.incarnation => {
-                if fields.answer != self.challenge && fields.answer != life.answered {
-                    return Opened::Replayed;
-                }
+            Some(life)
+                if life.incarnation == fields.incarnation
+                    && (fields.answer == self.challenge || fields.answer == life.answered) =>
+            {
                 if !life.window.take(fields.counter) {
                     return Opened::Replayed;
                 }
@@ -208,7 +208,7 @@ impl Seal {
                 Opened::Fresh { body, newcomer: true }
             }
             _ => {
-                // A newcomer has the secret that it used, and perhaps none that its former life told of.
+                // Known or not, it wants to be told what to answer. It has the secret that it used, and perhaps none that it told of earlier.
                 let reply = self.answering(fields.challenge, &[], place);
                 Opened::Unproven { incarnation: fields.incarnation, reply }
             }
