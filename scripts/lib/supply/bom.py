@@ -92,8 +92,9 @@ def sbom(root):
 def licences(root):
     """Which licence each crate is taken under, and every text that its package has. A text that several have stands once."""
     made = Materials(root)
-    texts, without = {}, []
-    lines = [f"{made.own['name']} {made.own['version']} is under Apache-2.0 (LICENSE). It is made of these, each under the licence beside it:\n"]
+    own = f"{made.own['name']} {made.own['version']}"
+    texts, without = {(root / "LICENSE").read_text().strip(): [f"{own}: LICENSE"]}, []
+    lines = [f"{own} is under {made.own['license']}. It is made of these, each under the licence beside it:\n"]
     for package in filter(made.is_linked, made.sorted()):
         name, folder = f"{package['name']} {package['version']}", Path(package["manifest_path"]).parent
         lines.append(f"  {name:<32} {made.licence(package)}")
@@ -106,6 +107,6 @@ def licences(root):
     lines.append(f"  {std:<32} MIT")
     without.append(std)
     lines.append("\nThe packages of these have no file with the text; their licence is one of those below: " + ", ".join(without))
-    for text, names in sorted(texts.items(), key=lambda item: item[1]):
+    for text, names in texts.items():
         lines.append("\n" + "-" * 100 + "\n" + "\n".join(names) + "\n\n" + text)
     return "\n".join(lines) + "\n"
