@@ -14,7 +14,6 @@
 //! | 0 | [`units`] | numbers and identities, each a type of its own |
 //! | 0 | [`generation`] | the descent of a copy's data |
 //! | 0 | [`condition`] | the words for role, disk state and mode |
-//! | 0 | [`printable`] | text of others, made fit for a terminal and a log |
 //! | 1 | [`nbd`] | format: what an NBD client says, and the answers |
 //! | 1 | [`wire`] | format: what two nodes say to each other |
 //! | 1 | [`meta`] | format: what a copy keeps on its disk besides the data |
@@ -72,7 +71,6 @@ pub mod follower;
 pub mod generation;
 pub mod meta;
 pub mod nbd;
-pub mod printable;
 pub mod services;
 pub mod tls;
 pub mod units;

@@ -12,7 +12,6 @@ const ROOMS: &[(u8, &str)] = &[
     (0, "condition"),
     (0, "generation"),
     (0, "marks"),
-    (0, "printable"),
     (0, "units"),
     (1, "meta"),
     (1, "nbd"),

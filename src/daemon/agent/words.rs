@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::printable::one_line;
 use crate::failover::io::ProofWord;
-use crate::printable::one_line;
 
 /// Longest line, in bytes with its newline.
 pub const LINE_LEN_MAX: usize = 2048;

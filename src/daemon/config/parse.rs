@@ -12,9 +12,9 @@ use super::{
     services,
 };
 use crate::condition::Mode;
+use crate::daemon::printable::one_line;
 use crate::meta::activity_log::AL_SLOTS_MAX;
 use crate::meta::superblock::{AL_SLOTS_DEFAULT, AL_SLOTS_MIN};
-use crate::printable::one_line;
 
 /// Longest path of a Unix socket, in bytes.
 const SOCKET_PATH_MAX: usize = 107;

@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::suggest;
-use crate::printable::one_line;
+use crate::daemon::printable::one_line;
 
 /// What is wrong with a configuration file: at least one problem, in the order of lines.
 #[derive(Debug, Clone, PartialEq, Eq)]

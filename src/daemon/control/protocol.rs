@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::events::Event;
 use crate::daemon::failover::look::PlanStatus;
+use crate::daemon::printable::one_line;
 use crate::daemon::status::Status;
 use crate::failover::history::Episode;
 use crate::failover::io::Ask as FailoverAsk;
-use crate::printable::one_line;
 use crate::volume::io::{Command, Discard, Refusal};
 
 /// Version of these words.

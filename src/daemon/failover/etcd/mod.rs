@@ -244,7 +244,7 @@ fn complaint(status: u16, body: &[u8]) -> String {
         Ok(Error { error }) => error,
         Err(_) => String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
     };
-    format!("HTTP status {status}: {}", crate::printable::one_line(&text))
+    format!("HTTP status {status}: {}", crate::daemon::printable::one_line(&text))
 }
 
 #[cfg(test)]
