@@ -21,13 +21,13 @@
 //! A counter alone does not do: whoever has just started has heard no counter, and would believe what was recorded yesterday. Therefore each
 //! side names a challenge, and believes a sender it does not know only when that answers it; challenges differ in each life of a
 //! receiver and change whenever it came to know a new life of its peer. From a known life it takes each counter once, and none that is
-//! `window::LEN` older than the newest. A genuine datagram that answers nothing may be a newcomer's or a recorded one: it changes nothing, and
-//! is answered by one without a body, which a newcomer can answer and a recording cannot.
+//! `window::LEN` older than the newest. A genuine datagram that answers nothing may be of a newcomer, of somebody who has not heard this side yet,
+//! or recorded: it changes nothing, and is answered by one without a body, which who lives can answer and a recording cannot.
 //!
 //! # Changing the secret
 //!
 //! A node accepts the secrets that it has, and sends under its newest one as soon as the peer has told that it has it too; until then under
-//! the one before. So the secret changes without a datagram lost, in whatever order and however slowly the nodes are given the new one.
+//! the one before; whoever answers nothing is answered under the one that it used. So the secret changes without a datagram lost, in whatever order and however slowly the nodes are given the new one.
 //!
 //! What is *not* hidden is the body: it is authentic, and readable. What cannot be noticed is delay: a datagram that is held back and delivered
 //! before any later one is taken.
