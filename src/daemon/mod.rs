@@ -8,6 +8,7 @@
 pub(crate) mod accounts;
 mod admission;
 pub mod agent;
+pub mod beat;
 mod beat_path;
 pub mod config;
 pub mod control;
