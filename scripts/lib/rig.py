@@ -30,6 +30,18 @@ def parse_size(text):
     return int(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else int(text)
 
 
+def toml_lines(keys):
+    """Keys of a volume as they stand in a file, from an option of the command line."""
+    return keys.replace("\\n", "\n") + ("\n" if keys else "")
+
+
+def another_build(text):
+    """(name, (binary, keys)) of an option `--also`."""
+    name, _, rest = text.partition("=")
+    file, _, keys = rest.partition(",")
+    return name, (os.path.realpath(file), toml_lines(keys))
+
+
 def wait_until(seconds, what, condition):
     """Polls until `condition` is true; what it returned."""
     end = time.monotonic() + seconds
