@@ -256,6 +256,27 @@ impl Care {
             Self::Secret if mode & 0o077 != 0 => {
                 format!("others than its owner may use it (mode {mode:03o}): chmod 600, and renew it if they may have")
             }
+            // In a folder such as /tmp nobody takes away what is somebody else's.
+            _ if mode & 0o022 != 0 && !sticky => {
+                format!("others than its owner may change it (mode {mode:03o}): chmod go-w, and look whether they have")
+            }
+            _ => return Ok(()),
+        };
+        Err(wrong(file, why))
+    }
+}
+
+/// The effective user of this process.
+fn own_user() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok())
+}
+
+/// The text of a file, if nobody can have had a hand in it. It is the open file that is judged, so that nothing is put in its place meanwhile.
+fn careful(file: &Path, care: Care, absent: &str) -> Result<Zeroizing<String>, FolderError> {
+    let unread = |error: io::Error| {
+        let next = match error.kind() {
+            io::ErrorKind::NotFound => absent,
             io::ErrorKind::PermissionDenied => {
                 "; it must belong to the user that repblk runs as (chown), and so must its folder"
             }

@@ -174,7 +174,7 @@ impl Etcd {
         }
         let (Some(login), None) = (&self.place.login, &self.token) else { return Ok(()) };
         let password = crate::tls::password(&login.password_file).map_err(|error| error.to_string())?;
-        let body = json!({ "name": login.user, "password": password });
+        let body = json!({ "name": login.user, "password": *password });
         let line = self.line.as_mut().expect("connected above");
         let why = match line.post("/v3/auth/authenticate", None, &body, &mut false).await {
             Outcome::Answer { status: 200, body } => match serde_json::from_slice::<AuthReply>(&body) {
