@@ -278,7 +278,8 @@ mod tests {
             let hello_len = theirs.encode().len();
             said.extend(&bytes);
             if let Some((at, bits)) = flip.filter(|_| !said.is_empty()) {
-                said[at.index(said.len())] ^= bits;
+                let at = at.index(said.len());
+                said[at] ^= bits;
             }
             let whole = good >= 2 && said[..2 * hello_len] == theirs.encode().repeat(2);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -8,8 +8,8 @@ use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
 use super::{
-    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, allow, arbiter, check, control, limits,
-    security, services,
+    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, allow, arbiter, check,
+    control, limits, security, services,
 };
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
