@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::admission::{Caller, Door, Places, Source, turn_away};
+use super::admission::{Caller, Door, Places, Quota, Source, turn_away};
 use super::config::{Config, NbdTlsMode};
 use super::handle::{Client, VolumeHandle};
 use super::lobby::Lobby;
@@ -54,6 +54,8 @@ pub(super) struct ExportDesk {
     lobby: Arc<Lobby>,
     places: Arc<Places>,
     door: Door,
+    /// Lines in the log of those that are not allowed.
+    quota: Quota,
     guard: Arc<Guard>,
     next_session: AtomicU64,
 }
@@ -96,8 +98,9 @@ impl ExportDesk {
         let limits = &config.limits;
         let places = Places::new(limits.clients, limits.clients_per_address);
         let door = Door::new("connections of NBD clients", limits.rate(), Arc::clone(&guard.turned_away));
-        let (lobby, next_session) = (Arc::new(Lobby::new(LOBBY_SEATS)), AtomicU64::new(1));
-        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, door, guard, next_session })
+        let (lobby, quota) = (Arc::new(Lobby::new(LOBBY_SEATS)), Quota::of_strangers());
+        let (node, next_session) = (node.to_owned(), AtomicU64::new(1));
+        Arc::new(Self { volumes, config, node, lobby, places, door, quota, guard, next_session })
     }
 
     /// Takes clients over TCP, for ever.
@@ -321,7 +324,9 @@ impl Exports for ExportsNow<'_> {
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
         if let Some(message) = self.not_allowed(volume) {
-            info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            if self.desk.quota.take() {
+                info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            }
             return Err(ExportRefusal { code: RefusalCode::Policy, message });
         }
         if let Some(message) = self.refusal(volume, state) {
