@@ -9,7 +9,7 @@
 //!
 //! With keys a client may, or must, ask for TLS first (`STARTTLS`). The handshake is part of the negotiation and of its time.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::admission::{Caller, Door, Places, Quota, Source, turn_away};
-use super::config::{Config, NbdTlsMode};
+use super::config::{Config, NbdRule, NbdTlsMode};
 use super::handle::{Client, VolumeHandle};
 use super::lobby::Lobby;
 use super::security::Guard;
@@ -54,8 +54,8 @@ pub(super) struct ExportDesk {
     lobby: Arc<Lobby>,
     places: Arc<Places>,
     door: Door,
-    /// Lines in the log of those that are not allowed.
-    quota: Quota,
+    /// Lines in the log about clients that are not believed, or may not have what they ask for.
+    strangers: Quota,
     guard: Arc<Guard>,
     next_session: AtomicU64,
 }
@@ -64,13 +64,9 @@ pub(super) struct ExportDesk {
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The bare socket, watched over as `keepalive` says.
     fn into_socket(self, keepalive: Duration) -> std::io::Result<OwnedFd>;
-    /// Bytes on it may pass other hosts.
-    const LEAVES_HOST: bool;
 }
 
 impl Transport for TcpStream {
-    const LEAVES_HOST: bool = true;
-
     fn into_socket(self, keepalive: Duration) -> std::io::Result<OwnedFd> {
         self.set_nodelay(true)?;
         let interval = (keepalive / KEEPALIVE_QUESTIONS).max(Duration::from_secs(1));
@@ -81,8 +77,6 @@ impl Transport for TcpStream {
 }
 
 impl Transport for UnixStream {
-    const LEAVES_HOST: bool = false;
-
     fn into_socket(self, _keepalive: Duration) -> std::io::Result<OwnedFd> {
         Ok(self.into_std()?.into())
     }
@@ -98,17 +92,28 @@ impl ExportDesk {
         let limits = &config.limits;
         let places = Places::new(limits.clients, limits.clients_per_address);
         let door = Door::new("connections of NBD clients", limits.rate(), Arc::clone(&guard.turned_away));
-        let (lobby, quota) = (Arc::new(Lobby::new(LOBBY_SEATS)), Quota::of_strangers());
-        let (node, next_session) = (node.to_owned(), AtomicU64::new(1));
-        Arc::new(Self { volumes, config, node, lobby, places, door, quota, guard, next_session })
+        let (lobby, next_session) = (Arc::new(Lobby::new(LOBBY_SEATS)), AtomicU64::new(1));
+        Arc::new(Self {
+            volumes,
+            config,
+            node: node.to_owned(),
+            lobby,
+            places,
+            door,
+            strangers: Quota::of_strangers(),
+            guard,
+            next_session,
+        })
     }
 
     /// Takes clients over TCP, for ever.
     pub(super) async fn keep_accepting_tcp(self: Arc<Self>, listener: TcpListener) {
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let rule = self.config.nbd_tls.rule(Some(listener.local_addr().map_or(unknown, |address| address.ip())));
         loop {
             match listener.accept().await {
                 Ok((stream, from)) if self.door.admits(from.ip()) => {
-                    self.clone().welcome(stream, format!("tcp:{from}"), Some(from.ip()));
+                    self.clone().welcome(stream, rule, format!("tcp:{from}"), Some(from.ip()));
                 }
                 Ok((stream, _)) => turn_away(&stream),
                 Err(error) => cannot_accept(&error).await,
@@ -118,21 +123,22 @@ impl ExportDesk {
 
     /// Takes clients over a Unix socket, for ever.
     pub(super) async fn keep_accepting_unix(self: Arc<Self>, socket: UnixSocket) {
+        let rule = self.config.nbd_tls.rule(None);
         loop {
             match socket.listener.accept().await {
                 Ok((stream, _)) => {
                     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
                     let from = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix:pid {pid}"));
-                    self.clone().welcome(stream, from, None);
+                    self.clone().welcome(stream, rule, from, None);
                 }
                 Err(error) => cannot_accept(&error).await,
             }
         }
     }
 
-    fn welcome(self: Arc<Self>, stream: impl Transport, from: String, address: Option<IpAddr>) {
+    fn welcome(self: Arc<Self>, stream: impl Transport, rule: NbdRule, from: String, address: Option<IpAddr>) {
         tokio::spawn(async move {
-            match self.serve(stream, &from, address).await {
+            match self.serve(stream, rule, &from, address).await {
                 Ok(()) => {}
                 Err(why) => debug!(from, "NBD client left: {why}"),
             }
@@ -140,9 +146,15 @@ impl ExportDesk {
     }
 
     /// Negotiates and hands over.
-    async fn serve(&self, stream: impl Transport, from: &str, address: Option<IpAddr>) -> Result<(), String> {
+    async fn serve(
+        &self,
+        stream: impl Transport,
+        rule: NbdRule,
+        from: &str,
+        address: Option<IpAddr>,
+    ) -> Result<(), String> {
         let (limits, source) = (&self.config.limits, address.map(Source::of));
-        let negotiation = self.negotiate(stream, Caller { address, certificate: None });
+        let negotiation = self.negotiate(stream, rule, Caller { address, certificate: None });
         let seated = self.lobby.seat_from(source, timeout(limits.negotiation, negotiation)).await;
         let agreed = seated.ok_or("newcomers needed its seat before there was agreement")?;
         let late = |_| format!("no agreement within {} ms", limits.negotiation.as_millis());
@@ -168,20 +180,10 @@ impl ExportDesk {
         Ok(())
     }
 
-    /// What a client over this transport may and must do.
-    fn tls(&self, leaves_host: bool) -> Tls {
-        match self.config.nbd_tls.mode {
-            _ if self.guard.keys().is_none() => Tls::Off,
-            Some(NbdTlsMode::Off) => Tls::Off,
-            Some(NbdTlsMode::Require) if leaves_host => Tls::Required,
-            Some(NbdTlsMode::Allow | NbdTlsMode::Require) | None => Tls::Allowed,
-        }
-    }
-
     /// Speaks TLS from here on; the name in the certificate, if one was shown.
-    async fn encrypt<S: Transport>(&self, stream: S) -> Result<(Stream<S>, Option<String>), String> {
+    async fn encrypt<S: Transport>(&self, stream: S, rule: NbdRule) -> Result<(Stream<S>, Option<String>), String> {
         let keys = self.guard.keys().ok_or("there are no keys")?;
-        let config = keys.nbd_acceptor(self.config.nbd_tls.certificates)?;
+        let config = keys.nbd_acceptor(rule.certificates)?;
         let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|error| explain(&error))?;
         let shown = stream.get_ref().1.peer_certificates();
         let holder = keys.client_of(shown);
@@ -194,11 +196,16 @@ impl ExportDesk {
     async fn negotiate<S: Transport>(
         &self,
         stream: S,
+        rule: NbdRule,
         mut caller: Caller,
     ) -> Result<(Stream<S>, Handover, Vec<u8>), String> {
         let mut stream = Stream::Plain(stream);
         let mut out = Vec::new();
-        let mut negotiation = Negotiation::start(&mut out).with_tls(self.tls(S::LEAVES_HOST));
+        let mut negotiation = Negotiation::start(&mut out).with_tls(match rule.mode {
+            NbdTlsMode::Off => Tls::Off,
+            NbdTlsMode::Allow => Tls::Allowed,
+            NbdTlsMode::Require => Tls::Required,
+        });
         let mut bytes = Vec::new();
         let mut wanted = negotiation.wanted();
         loop {
@@ -226,7 +233,11 @@ impl ExportDesk {
                     send(&mut stream, &out).await?;
                     out.clear();
                     let Stream::Plain(plain) = stream else { return Err("TLS is spoken already".to_owned()) };
-                    (stream, caller.certificate) = self.encrypt(plain).await?;
+                    (stream, caller.certificate) = self.encrypt(plain, rule).await.inspect_err(|why| {
+                        if self.strangers.take() {
+                            info!(from = ?caller.address, "no TLS with an NBD client: {why}");
+                        }
+                    })?;
                     wanted = negotiation.wanted();
                 }
                 Next::Transmission(handover) => {
@@ -324,7 +335,7 @@ impl Exports for ExportsNow<'_> {
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
         if let Some(message) = self.not_allowed(volume) {
-            if self.desk.quota.take() {
+            if self.desk.strangers.take() {
                 info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
             }
             return Err(ExportRefusal { code: RefusalCode::Policy, message });

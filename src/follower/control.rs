@@ -7,22 +7,27 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
 
 use super::Files;
+use super::dial::Miss;
 use super::hub::Event;
 use super::memory::Memory;
 use crate::daemon::lobby::Lobby;
 use crate::daemon::sockets::UnixSocket;
 use crate::nbd::Standing;
+use crate::tls::{Keyring, day_of};
 
 /// Longest wait for either side.
 const WORD_TIME: Duration = Duration::from_secs(5);
+/// What the log was told of an address, it is told nothing else of for so long.
+const TOLD_PAUSE: Duration = Duration::from_secs(10);
 /// Who asks at one time; one more takes the place of the oldest.
 const LOBBY_SEATS: usize = 32;
 /// Longest question in bytes.
@@ -67,6 +72,12 @@ pub struct Status {
     pub failovers: u64,
     /// How long the last of them took, from the loss to the next primary, in milliseconds.
     pub last_gap_ms: Option<u64>,
+    /// Who this host proves to be, as `NBD client db1`; none when it speaks in the clear.
+    pub proves: Option<String>,
+    /// Last day of its certificate, as `2031-04-05`.
+    pub certificate_until: Option<String>,
+    /// What an operator must do about the keys.
+    pub warning: Option<String>,
     /// The addresses.
     pub servers: Vec<ServerStatus>,
 }
@@ -80,17 +91,33 @@ pub struct ServerStatus {
     pub last_refusal: String,
 }
 
-/// The addresses that are dialled, and why the last attempt at each found no primary.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Servers(BTreeMap<String, String>);
+/// The addresses that are dialled, why the last attempt at each found no primary, and the keys that are used there.
+#[derive(Debug, Default)]
+pub(super) struct Servers {
+    last: BTreeMap<String, String>,
+    /// What the log was told of each.
+    told: BTreeMap<String, (String, Instant)>,
+    keys: Option<Arc<Keyring>>,
+}
 
 impl Servers {
-    pub(super) fn new(addresses: impl Iterator<Item = String>) -> Self {
-        Self(addresses.map(|address| (address, String::new())).collect())
+    pub(super) fn new(addresses: impl Iterator<Item = String>, keys: Option<Arc<Keyring>>) -> Self {
+        let last = addresses.map(|address| (address, String::new())).collect();
+        Self { last, told: BTreeMap::new(), keys }
     }
 
-    pub(super) fn note(&mut self, address: String, why: String) {
-        self.0.insert(address, why);
+    pub(super) fn note(&mut self, volume: &str, address: String, Miss { why, distrust }: Miss) {
+        debug!(volume, address, why, "no primary there");
+        let told = self.told.get(&address);
+        let new = told.is_none_or(|(last, at)| *last != why && at.elapsed() >= TOLD_PAUSE);
+        if distrust && new {
+            warn!(volume, address, "no connection there: {why}");
+            self.told.insert(address.clone(), (why.clone(), Instant::now()));
+        }
+        if why.is_empty() {
+            self.told.remove(&address);
+        }
+        self.last.insert(address, why);
     }
 }
 
@@ -99,6 +126,7 @@ impl Status {
     pub(super) fn of(volume: &str, state: &str, standing: Option<&Standing>, servers: &Servers) -> Self {
         let server =
             |(address, why): (&String, &String)| ServerStatus { address: address.clone(), last_refusal: why.clone() };
+        let keys = servers.keys.as_ref();
         Self {
             schema: 1,
             volume: volume.to_owned(),
@@ -114,7 +142,10 @@ impl Status {
             open_requests: 0,
             failovers: 0,
             last_gap_ms: None,
-            servers: servers.0.iter().map(server).collect(),
+            proves: keys.map(|keys| format!("{} {}", keys.own().kind.title(), keys.own().name)),
+            certificate_until: keys.map(|keys| day_of(keys.now().not_after)),
+            warning: keys.and_then(|keys| keys.warning()),
+            servers: servers.last.iter().map(server).collect(),
         }
     }
 }

@@ -124,6 +124,9 @@ pub struct VolumeConfig {
     pub arbitrated: bool,
     /// Identity of the host's boot.
     pub boot: u128,
+    /// An extent that nobody wrote to for one to two of these leaves the activity log. Short: little is copied again after a crash. Long: who
+    /// writes to it again seldom has to wait for a commit of metadata, which costs as much as a flush.
+    pub cool_after: Duration,
     /// Bounds of memory.
     pub limits: Limits,
 }
