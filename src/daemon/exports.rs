@@ -54,7 +54,7 @@ pub(super) struct ExportDesk {
     lobby: Arc<Lobby>,
     places: Arc<Places>,
     door: Door,
-    /// Lines in the log about clients that are not believed.
+    /// Lines in the log about clients that are not believed, or may not have what they ask for.
     strangers: Quota,
     guard: Arc<Guard>,
     next_session: AtomicU64,
@@ -335,7 +335,9 @@ impl Exports for ExportsNow<'_> {
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
         if let Some(message) = self.not_allowed(volume) {
-            info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            if self.desk.strangers.take() {
+                info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            }
             return Err(ExportRefusal { code: RefusalCode::Policy, message });
         }
         if let Some(message) = self.refusal(volume, state) {
