@@ -215,7 +215,8 @@ mod tests {
 
     /// The servers that the example leads to, after `change`, on a host that is node `node`.
     fn met(change: impl Fn(String) -> String, node: Option<&str>, how: &How) -> Result<Vec<Server>, Stop> {
-        let text = change(include_str!("../../docs/repblk.example.toml").replace("\"unix:/run/repblk/beta-nbd.sock\", ", ""));
+        let text =
+            change(include_str!("../../docs/repblk.example.toml").replace("\"unix:/run/repblk/beta-nbd.sock\", ", ""));
         let config = Config::parse(&text, Path::new("example")).expect("it is right");
         let place = Place { config: PathBuf::new(), node: node.map(str::to_owned) };
         servers(&config, &place, &config.volumes[0], how)
@@ -235,7 +236,8 @@ mod tests {
     fn what_leaves_the_host_is_never_asked_in_the_clear() {
         let dir = tempfile::tempdir().expect("a folder");
         let keyless = dir.path().join("none");
-        let configured = |text: String| text.replace("/etc/repblk/keys", &dir.path().join("none").display().to_string());
+        let configured =
+            |text: String| text.replace("/etc/repblk/keys", &dir.path().join("none").display().to_string());
         let failed = |how: &How| met(configured, None, how).expect_err("there are no keys");
         // No keys: it does not begin, and says what to do.
         for how in [how(None, None), how(Some(&keyless), None), how(None, Some("db1"))] {
@@ -251,7 +253,9 @@ mod tests {
         };
         folder.write_authority(&authority).expect("written");
         put("db1", Kind::Client);
-        let allowed = |text: String| text.replace("nbd_tls = \"require\"", "nbd_tls = \"allow\"").replace("nbd_client_certificates = true", "");
+        let allowed = |text: String| {
+            text.replace("nbd_tls = \"require\"", "nbd_tls = \"allow\"").replace("nbd_client_certificates = true", "")
+        };
         let here = how(Some(dir.path()), None);
         let servers = met(allowed, None, &here).expect("there are");
         assert_eq!(encrypted(&servers), [false, true, true], "whatever the nodes allow");

@@ -229,7 +229,7 @@ mod tests {
             silent.push(UnixStream::connect(&path).await.expect("is taken"));
         }
         // The oldest is put out, long before its time.
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         assert_eq!(silent[0].read(&mut [0; 1]).await.expect("the end"), 0);
         assert!(began.elapsed() < WORD_TIME / 2);
         let mut asker = UnixStream::connect(&path).await.expect("is taken");

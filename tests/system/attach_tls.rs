@@ -229,7 +229,9 @@ fn a_renewed_certificate_serves_the_next_connection_and_an_expired_one_is_named(
     put(SystemTime::now());
     proxy.reset();
     attached.wait("the renewed one", |status| {
-        status["warning"].as_str().is_some_and(|warning| warning.contains("client db1 expires on") && warning.contains("in 19 days"))
+        status["warning"]
+            .as_str()
+            .is_some_and(|warning| warning.contains("client db1 expires on") && warning.contains("in 19 days"))
     });
     ledger.wait_more(100, SHORT);
     // One that has expired breaks nothing, and is told.

@@ -150,7 +150,10 @@ fn by_default_a_client_of_another_host_proves_who_it_is() {
     let checked = pair.alpha.cli(&["config", "check"]).ok();
     assert!(checked.contains("\nNBD: clients of other hosts speak TLS and show a certificate"), "{checked}");
     let pair = pair.found();
-    assert_eq!((&security(&pair.alpha)["nbd_tls"], &security(&pair.alpha)["nbd_warning"]), (&"require".into(), &Value::Null));
+    assert_eq!(
+        (&security(&pair.alpha)["nbd_tls"], &security(&pair.alpha)["nbd_warning"]),
+        (&"require".into(), &Value::Null)
+    );
     let (known, unknown) = clients(&pair);
     let (host, _) = pair.alpha.nbd_tcp.split_once(':').expect("IP:PORT");
     let uri = |folder: &str| format!("nbds://{host}:{port}/{VOLUME}?tls-certificates={folder}");
