@@ -93,7 +93,17 @@ impl ExportDesk {
         let places = Places::new(limits.clients, limits.clients_per_address);
         let door = Door::new("connections of NBD clients", limits.rate(), Arc::clone(&guard.turned_away));
         let (lobby, next_session) = (Arc::new(Lobby::new(LOBBY_SEATS)), AtomicU64::new(1));
-        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, door, strangers: Quota::of_strangers(), guard, next_session })
+        Arc::new(Self {
+            volumes,
+            config,
+            node: node.to_owned(),
+            lobby,
+            places,
+            door,
+            strangers: Quota::of_strangers(),
+            guard,
+            next_session,
+        })
     }
 
     /// Takes clients over TCP, for ever.

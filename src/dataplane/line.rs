@@ -376,7 +376,9 @@ pub(super) mod tests {
     #[test]
     fn keys_are_changed_when_a_suite_wants_it() {
         use rustls::crypto::ring::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider};
-        let rustls::SupportedCipherSuite::Tls13(original) = TLS13_AES_128_GCM_SHA256 else { panic!("it is one of 1.3") };
+        let rustls::SupportedCipherSuite::Tls13(original) = TLS13_AES_128_GCM_SHA256 else {
+            panic!("it is one of 1.3")
+        };
         let common = rustls::crypto::CipherSuiteCommon { confidentiality_limit: 50, ..suite_common(&original.common) };
         let short: &'static _ = Box::leak(Box::new(rustls::Tls13CipherSuite { common, ..*original }));
         let provider = rustls::crypto::CryptoProvider {
