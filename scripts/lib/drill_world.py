@@ -85,7 +85,7 @@ class Host:
 
     def __init__(self, name):
         self.name = name
-        self.wire = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self.wire = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"])
         ours = os.readlink("/proc/self/ns/net")
         wait_until(SHORT_S, "network namespace", lambda: self.namespace() not in (None, ours))
         self.net("ip", "link", "set", "lo", "up")
@@ -126,10 +126,10 @@ class Cable:
         host, _, peer = self.ends[sender]
         host.net("ip", "neighbour", "replace", peer, "lladdr", "02:00:00:00:00:99", "dev", self.name, "nud", "permanent")
 
-    def starve(self, rate):
+    def starve(self, rate, burst="16k"):
         """Both directions carry no more than so much."""
         for host, _, _ in self.ends.values():
-            host.net("tc", "qdisc", "replace", "dev", self.name, "root", "tbf", "rate", rate, "burst", "16k", "latency", "400ms")
+            host.net("tc", "qdisc", "replace", "dev", self.name, "root", "tbf", "rate", rate, "burst", burst, "latency", "400ms")
 
     def mend(self):
         """As it was in the beginning."""

@@ -285,6 +285,9 @@ pub(super) enum CertCommand {
         /// Days that the certificates of nodes are valid
         #[arg(long, default_value_t = NODE_DAYS, value_parser = days())]
         days: u32,
+        /// The user that the daemon runs as: the folder is made his, and so is all in it but the authority's key. Needs root
+        #[arg(long, value_name = "USER")]
+        owner: Option<String>,
     },
     /// Make a certificate for one node, for an NBD client, or for etcd
     Issue {

@@ -45,6 +45,8 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), Stop> {
+    // Keys and what clients write are in the memory of some commands, and nobody else's business in all.
+    crate::dataplane::keep_memory_private();
     let place = local::Place { config: cli.config, node: cli.node };
     let (target, verb) = match cli.command {
         Command::Init { volume, force, adopt } => return local::init(&place, volume.as_deref(), force, adopt),

@@ -57,6 +57,11 @@ impl Lobby {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner).taken.is_empty()
+    }
+
     fn sit(self: &Arc<Self>, source: Option<Source>) -> Seat {
         let (sender, put_out) = oneshot::channel();
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,6 +151,6 @@ mod tests {
         assert!(!second.is_finished(), "there was room for both");
         second.abort();
         assert!(second.await.is_err());
-        assert!(lobby.seats.lock().expect("whole").taken.is_empty());
+        assert!(lobby.is_empty());
     }
 }

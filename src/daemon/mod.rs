@@ -5,8 +5,10 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
+pub(crate) mod accounts;
 mod admission;
 pub mod agent;
+pub mod beat;
 mod beat_path;
 pub mod config;
 pub mod control;

@@ -77,5 +77,5 @@ pub use line::Negotiated;
 pub use mailbox::{Mailbox, PostError};
 pub use open::{Disk, DiskConfig, MetadataPlace, OpenError};
 pub use pool::PoolSizes;
-pub use sys::{Process, broadcast_arp, interface, kill_group, now};
+pub use sys::{Process, broadcast_arp, interface, keep_memory_private, kill_group, now, peer_groups};
 pub use thread::{SPIN_DEFAULT, ThreadParams, start};

@@ -22,6 +22,12 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// What a bare system call returned. Bare, where it is made for every write: the C library's functions for these calls are points of
+/// cancellation, with two atomic operations each, in a program of several threads.
+fn check_long(result: libc::c_long) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
 fn offset(n: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
@@ -44,13 +50,6 @@ impl EventFd {
         let one = 1u64.to_ne_bytes();
         // SAFETY: eight readable bytes are given. The only failure is a full counter, which wakes just as well.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    }
-
-    /// Makes the descriptor unreadable until the next signal.
-    pub(super) fn clear(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: eight writable bytes are given. The only failure is an empty counter, which is what is wanted.
-        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
     }
 }
 
@@ -116,13 +115,14 @@ impl Epoll {
         });
         let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let room = libc::c_int::try_from(self.events.len()).expect("a small constant");
+        let (fd, no_mask) = (self.fd.as_raw_fd(), std::ptr::null::<libc::sigset_t>());
         // SAFETY: `events` has room for `room` events, `spec` is null or points to a timespec that lives over the call,
         // and a null signal mask leaves signals alone.
-        let result = check(unsafe {
-            libc::epoll_pwait2(self.fd.as_raw_fd(), self.events.as_mut_ptr(), room, spec, std::ptr::null())
+        let result = check_long(unsafe {
+            libc::syscall(libc::SYS_epoll_pwait2, fd, self.events.as_mut_ptr(), room, spec, no_mask, 0usize)
         });
         let count = match result {
-            Ok(n) => usize::try_from(n).expect("checked not negative"),
+            Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
             Err(e) => return Err(e),
         };
@@ -144,9 +144,46 @@ impl Epoll {
 /// Reads what can be read without waiting for the disk.
 pub(super) fn read_cached(fd: BorrowedFd<'_>, at: u64, buf: &mut [u8]) -> io::Result<usize> {
     let part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    // SAFETY: `part` describes the writable bytes of `buf`, which outlives the call.
-    let n = unsafe { libc::preadv2(fd.as_raw_fd(), &part, 1, offset(at)?, libc::RWF_NOWAIT) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    let (fd, part) = (fd.as_raw_fd(), std::ptr::from_ref(&part));
+    // SAFETY: `part` describes the writable bytes of `buf`, which outlives the call. The offset has an upper half of its own, unused
+    // where a word has 64 bits.
+    check_long(unsafe { libc::syscall(libc::SYS_preadv2, fd, part, 1usize, offset(at)?, 0usize, libc::RWF_NOWAIT) })
+}
+
+/// Fills `buf` from `at`, waiting for the disk where it must.
+pub(super) fn read_all(file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        let (fd, len) = (file.as_raw_fd(), buf.len());
+        // SAFETY: `buf` is writable for `len` bytes and outlives the call.
+        match check_long(unsafe { libc::syscall(libc::SYS_pread64, fd, buf.as_mut_ptr(), len, offset(at)?) }) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buf = &mut buf[count..];
+                at += u64::try_from(count).expect("usize has at most 64 bits");
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes` at `at`.
+pub(super) fn write_all(file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let (fd, len) = (file.as_raw_fd(), bytes.len());
+        // SAFETY: `bytes` is readable for `len` bytes and outlives the call.
+        match check_long(unsafe { libc::syscall(libc::SYS_pwrite64, fd, bytes.as_ptr(), len, offset(at)?) }) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                at += u64::try_from(count).expect("usize has at most 64 bits");
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Reads up to `len` bytes at `at` into memory owned by a running operation.
@@ -323,6 +360,44 @@ pub fn broadcast_arp(interface: u32, packet: &[u8]) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The further groups of the process at the other end of a Unix connection, as they were when it connected.
+///
+/// # Errors
+/// The kernel is older than 4.13, or it is no such connection.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let room = size_of_val(groups.as_slice());
+        let mut len = libc::socklen_t::try_from(room).expect("a small list");
+        // SAFETY: `groups` has room for `len` bytes, and any bytes are numbers.
+        let asked = check(unsafe {
+            let place = groups.as_mut_ptr().cast();
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, place, &mut len)
+        });
+        let count = usize::try_from(len).expect("at most what a process can have") / size_of::<libc::gid_t>();
+        match asked {
+            // There are more, and the kernel has said how many; no process has more than this.
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < PROCESS_GROUPS_MAX => {
+                groups.resize(count.clamp(groups.len() + 1, PROCESS_GROUPS_MAX), 0);
+            }
+            asked => {
+                asked?;
+                groups.truncate(count);
+                return Ok(groups);
+            }
+        }
+    }
+}
+
+/// `NGROUPS_MAX` of linux/limits.h.
+const PROCESS_GROUPS_MAX: usize = 65_536;
+
+/// From here on this process leaves no core dump, and another of the same user cannot look into its memory, where the keys are.
+pub fn keep_memory_private() {
+    // SAFETY: the call takes no pointers. It fails for no value but a wrong one.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
 /// Takes the open-file-description lock on the whole file. False when another open file holds it.
 pub(super) fn lock_description(file: &File) -> io::Result<bool> {
     let narrow = |n: libc::c_int| libc::c_short::try_from(n).expect("a small constant");
@@ -372,17 +447,30 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_those_of_the_other_end() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("Linux says so");
+        let expected: Vec<u32> = line.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+        assert_eq!(peer_groups(one.as_fd()).expect("told"), expected);
+        let file = File::open("/dev/null").expect("is there");
+        assert!(peer_groups(file.as_fd()).is_err(), "a file has no other end");
+    }
+
+    #[test]
     fn an_event_descriptor_wakes_once_for_many_signals() {
         let (event, mut epoll) = (EventFd::new().expect("eventfd"), Epoll::new().expect("epoll"));
         epoll.add(event.as_fd(), 7).expect("registered");
         event.signal();
         event.signal();
-        let mut ready = Vec::new();
-        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
-        assert!(ready.iter().any(|r| r.token == 7 && r.readable));
-        event.clear();
-        ready.clear();
-        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
-        assert!(!ready.iter().any(|r| r.readable));
+        let mut woken = || {
+            let mut ready = Vec::new();
+            epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
+            ready.iter().any(|r| r.token == 7 && r.readable)
+        };
+        assert!(woken());
+        assert!(!woken());
+        event.signal();
+        assert!(woken());
     }
 }

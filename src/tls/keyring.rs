@@ -11,6 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::date::{DAY, day_of, unix_now};
 use super::distrust::Distrust;
@@ -52,7 +53,7 @@ pub struct Keys {
     own: Holder,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    key: Zeroizing<PrivateKeyDer<'static>>,
     provider: Arc<CryptoProvider>,
     acceptor: Arc<ServerConfig>,
     /// For clients of NBD that may show a certificate, and that must. Made once: a stranger that begins a handshake must not cost that.
@@ -61,6 +62,8 @@ pub struct Keys {
     pub secrets: Vec<Secret>,
     /// When the certificate ends, in seconds since 1970.
     pub not_after: i64,
+    /// When the last of the authorities that are trusted ends.
+    authority_not_after: i64,
 }
 
 impl Keyring {
@@ -133,11 +136,14 @@ impl Keys {
         let wrong = |file, why| FolderError { file, why };
         let (certificate, authority) = (folder.certificate_file(&own.name), folder.authority_file());
         let mut roots = RootCertStore::empty();
-        for root in folder.trusted()? {
+        let trusted = folder.trusted()?;
+        let ends = trusted.iter().filter_map(super::Certificate::read).map(|certificate| certificate.not_after);
+        let authority_not_after = ends.max().unwrap_or(i64::MAX);
+        for root in trusted {
             roots.add(root).map_err(|error| wrong(authority.clone(), error.to_string()))?;
         }
         let roots = Arc::new(roots);
-        let (chain, key) = (folder.chain(&own.name)?, folder.key(&own.name)?);
+        let (chain, key) = (folder.chain(&own.name)?, Zeroizing::new(folder.key(&own.name)?));
         let secrets = if own.kind == Kind::Node { folder.secrets()? } else { Vec::new() };
         let facts = folder.certificate(&own.name)?;
         Distrust::of_own(facts.holder, &facts.subject, own).map_err(|why| {
@@ -158,7 +164,7 @@ impl Keys {
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         let own = own.clone();
         let (acceptor, nbd_acceptors, not_after) = (Arc::new(acceptor), Default::default(), facts.not_after);
-        Ok(Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after })
+        Ok(Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after, authority_not_after })
     }
 
     /// For taking links and questions of any node of the cluster.
@@ -247,11 +253,19 @@ impl Keys {
         match left {
             ..0 => {
                 let what = "connections that stand go on, and no new one comes about";
-                Some(format!("{whose} expired on {until}: {what}; {renew}"))
+                return Some(format!("{whose} expired on {until}: {what}; {renew}"));
             }
-            0..WARNING_DAYS => Some(format!("{whose} expires on {until}, in {left} days; {renew}")),
-            _ => None,
+            0..WARNING_DAYS => return Some(format!("{whose} expires on {until}, in {left} days; {renew}")),
+            _ => {}
         }
+        let left = (self.authority_not_after - now).div_euclid(DAY);
+        (left < WARNING_DAYS).then(|| {
+            format!(
+                "the authority of the cluster (ca.pem) expires on {}, and no link comes about after that: make another, see \
+                 docs/security.md",
+                day_of(self.authority_not_after)
+            )
+        })
     }
 }
 
@@ -295,7 +309,8 @@ impl Keys {
     pub(super) fn with_certificate(keys: &Self, issued: &super::Issued) -> Self {
         use rustls_pki_types::pem::PemObject;
         let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
-        let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
+        let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"));
+        let authority_not_after = keys.authority_not_after;
         let (own, provider, roots) = (keys.own.clone(), Arc::clone(&keys.provider), Arc::clone(&keys.roots));
         let verifier = verifier(&own, None, &roots, &provider).expect("good");
         let acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -305,6 +320,7 @@ impl Keys {
             .with_single_cert(chain.clone(), key.clone_key())
             .expect("goes with its key");
         let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
-        Self { own, roots, chain, key, provider, acceptor, nbd_acceptors: Default::default(), secrets, not_after }
+        let nbd_acceptors = Default::default();
+        Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after, authority_not_after }
     }
 }

@@ -30,7 +30,7 @@ pub use authority::{AUTHORITY_DAYS, Authority, Issued, NODE_DAYS};
 pub use certificate::Certificate;
 pub use date::{DAY, day_of, unix_now};
 pub use distrust::{Distrust, sentence};
-pub use folder::{DEFAULT_FOLDER, Folder, FolderError};
+pub use folder::{DEFAULT_FOLDER, Folder, FolderError, password};
 pub use holder::{Holder, Kind};
 pub use keyring::{AGENT_PROTOCOL, Keyring, Keys, LINK_PROTOCOL, LOOK_INTERVAL, WARNING_DAYS};
 pub use visitor::Visitor;

@@ -261,6 +261,25 @@ fn the_warning_begins_thirty_days_before_the_end() {
     );
 }
 
+/// Found by reading: nobody was told, and after ten years no link would have come about.
+#[test]
+fn the_end_of_the_authority_is_warned_of_too() {
+    let place = Place::new();
+    let old = Authority::create("plant7", 20).expect("made");
+    place.folder().write_authority(&old).expect("written");
+    place
+        .folder()
+        .write_issued("alpha", &old.issue(&node("alpha"), &[], SystemTime::now(), 400).expect("issued"))
+        .expect("written");
+    let keyring = place.keyring("alpha").expect("good");
+    let warned = keyring.warning().expect("it ends soon");
+    assert!(warned.contains("the authority of the cluster (ca.pem) expires on"), "{warned}");
+    // Both are trusted while certificates are renewed under the new one.
+    let both = [old.certificate(), place.authority.certificate()].concat();
+    std::fs::write(place.folder().authority_file(), both).expect("written");
+    assert_eq!(keyring.warning(), None);
+}
+
 #[test]
 fn every_file_is_its_owners_alone() {
     let place = Place::new();
@@ -284,4 +303,61 @@ fn a_server_is_no_client() {
         keys.client_of(Some(&place.folder().chain("x").expect("is there"))).is_some()
     };
     assert!(may(Kind::Client) && may(Kind::Node) && !may(Kind::Server));
+}
+
+/// Found by review: what is printed of an authority to find a fault had its private key in it.
+#[test]
+fn nothing_that_is_printed_shows_a_secret() {
+    let place = Place::new();
+    let keyring = place.keyring("alpha").expect("good");
+    let (key, secret) = (place.authority.key(), place.folder().secrets().expect("is there")[0].digits());
+    let node_key = std::fs::read_to_string(place.folder().key_file("alpha")).expect("is there");
+    let printed = format!("{:?} {:?} {:?}", place.authority, keyring, keyring.now());
+    for private in [key, &node_key, &secret] {
+        for line in private.lines().filter(|line| !line.starts_with('-')) {
+            assert!(!printed.contains(line), "a line of a secret is shown");
+        }
+    }
+    assert!(!printed.contains("PRIVATE"), "{printed}");
+}
+
+/// Found by review: whoever may write what is trusted, or the folder that it is in, can make himself trusted.
+#[test]
+fn what_others_may_write_is_not_trusted() {
+    let place = Place::new();
+    let alpha = place.keyring("alpha").expect("good");
+    let folder = place.dir.path().to_path_buf();
+    let set = |file: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).expect("set");
+    };
+    let cases = [
+        (place.folder().authority_file(), 0o620, 0o600),
+        (place.folder().authority_file(), 0o606, 0o644),
+        (place.folder().certificate_file("alpha"), 0o622, 0o644),
+        (folder.clone(), 0o770, 0o755),
+        (folder, 0o707, 0o700),
+    ];
+    for (file, open, good) in cases {
+        set(&file, open);
+        let error = Keyring::open(place.dir.path(), node("alpha")).expect_err("is not used").to_string();
+        assert!(error.contains("others than its owner may change it"), "{open:o}: {error}");
+        assert!(error.contains(&file.display().to_string()), "{error}");
+        set(&file, good);
+        Keyring::open(place.dir.path(), node("alpha")).unwrap_or_else(|error| panic!("{good:o}: {error}"));
+    }
+    assert_eq!(alpha.warning(), None);
+}
+
+/// Found by review: root read keys that belonged to somebody else, who could read them and put others in their place.
+#[test]
+fn what_belongs_to_another_user_is_not_used() {
+    let place = Place::new();
+    place.put_if_absent("alpha");
+    let key = place.folder().key_file("alpha");
+    if let Err(error) = std::os::unix::fs::chown(&key, Some(65_534), None) {
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "only root may give files away");
+        return;
+    }
+    let error = Keyring::open(place.dir.path(), node("alpha")).expect_err("is not used").to_string();
+    assert!(error.contains("alpha.key: belongs to user 65534"), "{error}");
 }

@@ -21,6 +21,7 @@ mod automatic;
 mod bad_start;
 mod clients;
 mod command_line;
+mod control;
 mod damaged_metadata;
 mod disk_errors;
 mod disk_faults;
@@ -40,6 +41,7 @@ mod pair;
 mod pauses;
 mod power;
 mod powered;
+mod privilege;
 mod proxy;
 mod raw_nbd;
 #[path = "../sim/rng.rs"]

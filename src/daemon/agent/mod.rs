@@ -20,7 +20,7 @@
 
 pub(super) mod asking;
 mod proof;
-mod words;
+pub mod words;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 mod allow;
 mod arbiter;
 mod check;
+mod control;
 mod limits;
 mod parse;
 mod reader;
@@ -23,6 +24,7 @@ use crate::meta::superblock;
 
 pub use super::admission::{AllowList, Prefix};
 pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, EtcdTls, FenceSpec};
+pub use control::{ControlSpec, Readers};
 pub use limits::{CLIENTS_MAX, Limits};
 pub use parse::is_name;
 pub use reader::ConfigError;
@@ -51,6 +53,8 @@ pub struct Config {
     pub nbd_tls: NbdTls,
     /// What anybody can cost others.
     pub limits: Limits,
+    /// Who may use the control socket.
+    pub control: ControlSpec,
     /// Who decides about failover.
     pub arbiter: ArbiterSpec,
     /// The nodes, in the order of the file.

@@ -8,8 +8,8 @@ use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
 use super::{
-    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, allow, arbiter, check, limits,
-    security, services,
+    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, allow, arbiter, check,
+    control, limits, security, services,
 };
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
@@ -40,6 +40,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let interval = Duration::from_millis(interval.value);
     let security = security::security(root.table("security"));
     let limits = limits::limits(root.table("limits"));
+    let control = control::control(root.table("control"));
     let table = root.table("arbiter");
     let arbiter_line = table.as_ref().map_or(1, |table| table.line);
     let arbiter = arbiter::arbiter(&document, table, interval);
@@ -59,6 +60,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         security,
         nbd_tls,
         limits,
+        control,
         arbiter,
         nodes: nodes.into_iter().map(|node| node.value).collect(),
         volumes: volumes.into_iter().map(|volume| volume.value).collect(),

@@ -55,7 +55,7 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
     assert_eq!(
         problems(&text),
         [format!(
-            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, limits, arbiter, node, volume",
+            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, limits, control, arbiter, node, volume",
             line + 1
         )]
     );
