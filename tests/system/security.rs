@@ -210,7 +210,7 @@ fn clients_of_others_speak_tls_and_must_where_it_is_required() {
     let file = |folder: &str, name: &str| format!("{folder}/{name}.pem");
     let authority = ("-cacertfile", file(&known, "ca-cert"));
     let own = [("-certfile", file(&known, "client-cert")), ("-keyfile", file(&known, "client-key"))];
-    let listed = list(&[&own[..], &[authority.clone()]].concat()).ok();
+    let listed = list(&[&own[..], std::slice::from_ref(&authority)].concat()).ok();
     assert!(listed.contains(VOLUME), "{listed}");
     assert!(!list(&[authority]).fails().contains(VOLUME));
     assert!(!run("nbd-client", ["-l", host, port], SHORT).fails().contains(VOLUME));
