@@ -45,6 +45,15 @@ pub(crate) enum Then {
     Done(Ticket),
 }
 
+/// What a disk that has failed is to say of its copy from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Obituary {
+    /// What was not flushed may be missing: a failed flush is no better than a power loss.
+    CacheLost,
+    /// Another copy is the good one.
+    NoGoodCopy,
+}
+
 /// Whether the data that the generation in memory vouches for is stable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Data {
@@ -63,6 +72,8 @@ pub(crate) struct Book {
     committing: Option<(OpId, u64)>,
     /// Version that the last commit wrote, and the one before it: what the two copies hold.
     held: [u64; 2],
+    /// As it was in the last page given out: the newest that the disk can hold.
+    written: Superblock,
     data: Data,
     waiting: Vec<(u64, Then)>,
     /// What the disk is worth and the term, with the version since which: first the durable ones, then those that are not yet.
@@ -73,7 +84,8 @@ impl Book {
     /// A book that starts with what the disk holds.
     pub(crate) fn new(superblock: Superblock) -> Self {
         let facts = VecDeque::from([(0, superblock.disk, superblock.term)]);
-        Self { superblock, version: 0, committing: None, held: [0; 2], data: Data::Stable, waiting: Vec::new(), facts }
+        let (written, waiting) = (superblock.clone(), Vec::new());
+        Self { superblock, version: 0, committing: None, held: [0; 2], written, data: Data::Stable, waiting, facts }
     }
 
     /// The superblock as of the last change.
@@ -149,13 +161,20 @@ impl Book {
         self.superblock.sequence += 1;
         let op = op();
         self.committing = Some((op, self.version));
+        self.written = self.superblock.clone();
         Some((op, self.superblock.encode()))
     }
 
-    /// A superblock that says that this copy is no good one, for the copy that the commit before did not write.
-    pub(crate) fn obituary(&mut self) -> MetaPage {
+    /// A superblock that says what became of this copy, for the copy that the commit before did not write.
+    pub(crate) fn obituary(&mut self, what: Obituary) -> MetaPage {
         self.superblock.sequence += 1;
-        Superblock { disk: DiskState::Inconsistent, ..self.superblock.clone() }.encode()
+        match what {
+            Obituary::CacheLost => {
+                let sequence = self.superblock.sequence;
+                Superblock { boot: 0, clean: false, sequence, ..self.written.clone() }.encode()
+            }
+            Obituary::NoGoodCopy => Superblock { disk: DiskState::Inconsistent, ..self.superblock.clone() }.encode(),
+        }
     }
 
     /// The commit is on the disk: what may be done now, in order of the changes.

@@ -5,17 +5,18 @@
 //!
 //! - A primary with an equal peer goes on with the peer's disk. First that is allowed, as any other exclusion is, with this copy as the one
 //!   given up. Then the peer records, durably, a new generation and that this copy needs every block; until it says so, nothing more
-//!   is acknowledged. So the failed copy can never pass for a good one.
+//!   is acknowledged, and nothing more is sent: neither copy would know that it differs there. So the failed copy can never pass for a good one.
 //! - A primary without such a peer answers errors: no copy is left that could serve.
 //! - A secondary tells the primary and parts.
 //!
-//! Where another copy goes on as the good one, the failed copy is recorded as Inconsistent on its own metadata too, if that can still be
-//! written: the *obituary*. So a daemon that is started again, when space was freed or a cable plugged in, does not take it for a good copy,
-//! even if no peer is there to say so. The only copy left is never written off.
+//! What became of the copy is recorded on its own metadata too, if that can still be written: the *obituary*. At first it says that what was not
+//! flushed may be missing, as after a power loss: the kernel may have dropped it. Where another copy goes on as the good one, it
+//! says that this one is Inconsistent. So a daemon that is started again, when space was freed or a cable plugged in, does not take it for a
+//! better copy than it is, even if no peer is there to say so. The only copy left is never written off.
 
 use crate::condition::{DiskState, Role};
 use crate::units::{BufId, ConnectionId, GenerationId, Moment, PeerNo, Seq};
-use crate::volume::book::Then;
+use crate::volume::book::{Obituary, Then};
 use crate::volume::io::{BufSlice, DiskError, Effect, Report, SendBody};
 use crate::volume::marks::Mark;
 use crate::volume::peer::Sync;
@@ -80,6 +81,7 @@ impl Volume {
         }
         let errno = u32::try_from(error.errno).unwrap_or(0);
         self.metadata_ok = what != "metadata";
+        self.bury(Obituary::CacheLost);
         match self.role {
             Role::Secondary => {
                 if self
@@ -87,7 +89,7 @@ impl Volume {
                     .iter()
                     .any(|peer| peer.role == Some(Role::Primary) && peer.disk == Some(DiskState::UpToDate))
                 {
-                    self.write_off();
+                    self.bury(Obituary::NoGoodCopy);
                 }
                 for peer in self.peer_numbers() {
                     self.send(peer, Message::DiskFailed { errno }, None, out);
@@ -97,7 +99,6 @@ impl Volume {
             }
             Role::Primary => self.detach(now, out),
         }
-        self.launch_warmed(now, out);
     }
 
     fn abort_transition(&mut self, out: &mut Effects) {
@@ -171,29 +172,38 @@ impl Volume {
     pub(super) fn detached_done(&mut self, peer: PeerNo, generation: GenerationId, out: &mut Effects) {
         if self.detaching.is_some_and(|detaching| (detaching.peer, detaching.generation) == (peer, Some(generation))) {
             self.detaching = None;
-            self.write_off();
+            self.bury(Obituary::NoGoodCopy);
             self.release_detached(out);
         }
     }
 
-    /// Another copy is the good one from now on: this one is to be recorded as Inconsistent.
-    fn write_off(&mut self) {
-        self.obituaries = if self.metadata_ok { SUPERBLOCK_COPIES } else { 0 };
+    /// What is to be recorded of this copy.
+    fn bury(&mut self, what: Obituary) {
+        self.obituary = self.metadata_ok.then_some((what, SUPERBLOCK_COPIES));
     }
 
     /// Writes what is left of the obituary, one copy of the superblock after the other. Nobody waits for it.
     pub(super) fn pump_obituary(&mut self, out: &mut Effects) {
-        let under_way = self.ops.iter().any(|(_, op)| matches!(op, Op::Superblock | Op::Obituary));
-        if self.obituaries > 0 && !under_way {
-            self.mark(Mark::Obituary);
-            let page = self.book.obituary();
-            let op = self.begin(Op::Obituary);
+        let under_way = self.ops.iter().any(|(_, op)| matches!(op, Op::Superblock | Op::Obituary(_)));
+        if let Some((what, _)) = self.obituary.filter(|_| !under_way) {
+            self.mark(match what {
+                Obituary::CacheLost => Mark::CacheLost,
+                Obituary::NoGoodCopy => Mark::Obituary,
+            });
+            let page = self.book.obituary(what);
+            let op = self.begin(Op::Obituary(what));
             out.push(Effect::MetaCommit { op, pages: vec![page] });
         }
     }
 
-    pub(super) fn obituary_written(&mut self, result: Result<(), DiskError>) {
-        self.obituaries = if result.is_ok() { self.obituaries - 1 } else { 0 };
+    pub(super) fn obituary_written(&mut self, what: Obituary, result: Result<(), DiskError>) {
+        self.obituary = match self.obituary {
+            _ if result.is_err() => None,
+            // Another one has taken its place meanwhile.
+            Some((now, copies)) if now != what => Some((now, copies)),
+            Some((_, copies)) if copies > 1 => Some((what, copies - 1)),
+            Some(_) | None => None,
+        };
     }
 
     fn release_detached(&mut self, out: &mut Effects) {

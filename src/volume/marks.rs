@@ -58,6 +58,7 @@ marks! {
     PeerReadWaited = "a read for the peer waited for its stream",
     ReadElsewhere = "a read that failed was tried on the peer",
     Detached = "a primary went on without its disk",
+    CacheLost = "a failed copy recorded that it may lack what was not flushed",
     Obituary = "a failed copy was written off on its own disk",
     DetachLost = "the peer of a primary without a disk was lost before it had recorded it",
     StoodDown = "a primary stood down",

@@ -257,8 +257,8 @@ impl Volume {
         match done {
             Op::LogCommit => self.log_commit = LogCommit::Idle,
             Op::BitmapCommit => self.bitmap_commit = None,
-            Op::Obituary => {
-                self.obituary_written(result);
+            Op::Obituary(what) => {
+                self.obituary_written(what, result);
                 return;
             }
             _ => {}
@@ -330,7 +330,7 @@ impl Volume {
             Op::PeerRead { peer, connection, id, len } => {
                 self.answer_peer_read((peer, connection), (id, len), result, out)
             }
-            Op::Superblock | Op::Obituary | Op::LogCommit | Op::BitmapCommit => {
+            Op::Superblock | Op::Obituary(_) | Op::LogCommit | Op::BitmapCommit => {
                 unreachable!("{op:?} is no disk operation")
             }
         }

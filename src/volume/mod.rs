@@ -66,7 +66,7 @@ use std::time::Duration;
 use crate::condition::{Continuity, DiskState, Mode, Role};
 use crate::meta::{Layout, LogWriter, PEER_SLOTS, PeerRecord, Recovered};
 use crate::units::{BufId, ByteRange, ConnectionId, GenerationId, Moment, OpId, PeerNo, Seq, Term};
-use crate::volume::book::Book;
+use crate::volume::book::{Book, Obituary};
 use crate::volume::hot_extents::HotExtents;
 use crate::volume::in_flight::InFlight;
 use crate::volume::io::{Effect, Input, Report};
@@ -149,7 +149,7 @@ enum Op {
     /// A generation is about to be committed.
     LineageFlush,
     /// The superblock learns that this copy is no good one.
-    Obituary,
+    Obituary(Obituary),
     StreamWrite {
         seq: Seq,
     },
@@ -188,8 +188,8 @@ pub struct Volume {
     local_ok: bool,
     /// No commit of metadata has failed.
     metadata_ok: bool,
-    /// Copies of the superblock that are still to say that this copy is no good one.
-    obituaries: u8,
+    /// What the metadata is still to say of the local copy, whose disk has failed, and in how many copies of the superblock.
+    obituary: Option<(Obituary, u8)>,
     /// A primary without a disk waits for a peer to record it.
     detaching: Option<failure::Detaching>,
     /// Segments whose local share waits for that.
@@ -311,7 +311,7 @@ impl Volume {
             attaching: false,
             blank_log,
             metadata_ok: true,
-            obituaries: 0,
+            obituary: None,
             detaching: None,
             detach_waiting: Vec::new(),
             resume,
@@ -438,6 +438,9 @@ impl Volume {
         self.check_peers(now, out);
         self.pump_log();
         self.watch_former_writes();
+        if !self.local_ok {
+            self.launch_warmed(now, out);
+        }
         self.pump_waiting(now, out);
         self.check_flushes(out);
         self.pump_greetings(now, out);

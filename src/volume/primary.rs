@@ -136,6 +136,10 @@ impl Volume {
             self.mark(Mark::RangeHeld);
             return Admission::Conflict;
         }
+        if self.detaching.is_some() {
+            // The disk has failed and no longer takes note of what may differ; whoever has the good copy does not yet.
+            return Admission::NoRoom;
+        }
         let log_full = !self.log_has_room_for_host();
         if log_full || !self.backlog_has_room(now, segment.range.len()) {
             self.mark(if log_full { Mark::LogFull } else { Mark::BacklogFull });
@@ -186,6 +190,9 @@ impl Volume {
 
     /// Starts the segments whose extents have become hot.
     pub(super) fn launch_warmed(&mut self, now: Moment, out: &mut Effects) {
+        if self.detaching.is_some() {
+            return;
+        }
         for _ in 0..self.warming.len() {
             let id = self.warming.pop_front().expect("counted");
             if !self.local_ok || self.hot.is_hot(self.segments.get(id).range) {
@@ -197,12 +204,13 @@ impl Volume {
     }
 
     fn launch(&mut self, now: Moment, id: SegmentId, out: &mut Effects) {
+        assert!(self.detaching.is_none(), "what may differ is on record before it does");
         let Segment { range, change, request, stage } = *self.segments.get(id);
         // What waited for the activity log holds its references, even if the disk has failed meanwhile.
         let logged = self.local_ok || stage == Stage::Warming;
         let entry = Entry { range, segment: Some(id), local_written: !self.local_ok, logged, resync: None };
         let seq = self.log.push(entry);
-        let mut shares = u32::from(self.local_ok || self.detaching.is_some());
+        let mut shares = u32::from(self.local_ok);
         let mut copies = u32::from(self.local_ok);
         for peer in self.peer_numbers() {
             let link = &mut self.peers[usize::from(peer.0)];
@@ -236,9 +244,6 @@ impl Volume {
                 Change::Trim => Effect::DiskZero { op, range, unmap: true },
                 Change::Zero { unmap } => Effect::DiskZero { op, range, unmap },
             });
-        }
-        if !self.local_ok && self.detaching.is_some() {
-            self.detach_waiting.push(id);
         }
         self.segments.get_mut(id).stage = Stage::Launched { seq, pending: shares, copies };
         if copies == 0 {

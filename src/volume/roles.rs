@@ -572,7 +572,7 @@ impl Volume {
                     && self.streams_are_flushed()
                     && self.stream_is_stable()
                     && self.resyncs_rest()
-                    && self.obituaries == 0;
+                    && self.obituary.is_none();
                 // An orderly end forgets the activity log, so the bitmaps on the disk must be whole before.
                 let quiet = still && (goal != Goal::Shutdown || self.bitmaps_are_durable());
                 if quiet || (overdue && goal == Goal::Shutdown) {

@@ -11,6 +11,7 @@ pub(crate) const IMPORTANT: &[&str] = &[
     "a block for a resync was read when the resync was gone",
     "a block of a resync was under way when its target was lost",
     "a damaged activity log was written anew",
+    "a failed copy recorded that it may lack what was not flushed",
     "a failed copy was written off on its own disk",
     "a flush was foreseen",
     "a failed disk ended a change of role",

@@ -53,6 +53,24 @@ fn a_copy_whose_disk_failed_is_promoted_by_nobody() {
     }
 }
 
+/// A primary's flush fails while no peer is there to record it, and its daemon is killed and started again on the same host. What the disk
+/// has dropped had been acknowledged, and only the other copy still has it.
+#[test]
+fn a_copy_whose_flush_failed_is_no_source() {
+    for seed in 1..=8 {
+        let mut s = Story::with(600 + seed, Options { flush_every: 1000, clients: 2, ..Options::calm() });
+        s.w.operator.mute = true;
+        s.load(200 * MS).w.cut_now("scenario");
+        s.w.nodes[A].disk.fail_next("flush");
+        let failed = s.w.run_until(5 * SECOND, |w| w.nodes[A].disk_is(DiskState::Failed));
+        assert!(failed, "a flush is due:\n  {}", s.w.summary());
+        s.wait(100 * MS).w.kill(A);
+        s.w.operator.mute = false;
+        s.start(A).settles_with_somebody();
+        s.ends();
+    }
+}
+
 /// The link of a resync is lost while its source reads many blocks, and the source is told to end.
 #[test]
 fn an_end_waits_for_reads_of_a_lost_resync() {
