@@ -151,7 +151,8 @@ fn files(dir: &str, ext: &str) -> Vec<PathBuf> {
         for entry in entries {
             let path = entry.expect("a directory entry").path();
             if path.is_dir() {
-                dirs.push(path);
+                // What cargo fuzz builds lies beside its targets.
+                dirs.extend(Some(path).filter(|path| !path.ends_with("target")));
             } else if path.extension().is_some_and(|e| e == ext) {
                 found.push(path);
             }

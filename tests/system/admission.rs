@@ -78,6 +78,19 @@ fn an_address_that_is_on_no_list_gets_the_rule_and_no_names() {
     assert!(pair.alpha.log_text().contains("address-not-allowed"), "the operator can read of it");
 }
 
+/// Found by review: each question of a refused client was a line of the log, 256 in a connection.
+#[test]
+fn a_refused_client_that_asks_again_and_again_fills_no_log() {
+    let pair = Pair::up(&Setup { volume_keys: "allow = [\"127.11.0.0/16\"]", ..Setup::default() });
+    let mut raw = Raw::over(dial_from("127.12.0.1", &pair.alpha.nbd_tcp)).expect("the server greets");
+    for _ in 0..200 {
+        raw.option(GO, &go(VOLUME)).expect("is taken");
+        assert_eq!(raw.option_reply().expect("an answer").0, POLICY);
+    }
+    let told = pair.alpha.log_text().matches("address-not-allowed").count();
+    assert!((1..=30).contains(&told), "{told} lines");
+}
+
 #[test]
 fn a_certificate_that_is_on_no_list_gets_the_rule_and_no_names() {
     let pair =

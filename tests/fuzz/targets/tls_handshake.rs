@@ -13,6 +13,7 @@ use super::rng::Rng;
 use repblk::tls::{AGENT_PROTOCOL, Authority, Folder, Holder, Keyring, Keys, Kind, LINK_PROTOCOL, sentence};
 use repblk::units::ClusterId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig, ServerConnection,
     SignatureScheme,
@@ -32,7 +33,8 @@ struct Visitor {
     holder: Option<Holder>,
     /// It may finish a handshake where certificates are wanted, where they are welcome.
     may: [bool; 2],
-    config: ClientConfig,
+    /// For TLS 1.3, and for 1.2, which only NBD clients may speak.
+    configs: [ClientConfig; 2],
 }
 
 struct World {
@@ -55,7 +57,8 @@ pub fn run(data: &[u8]) {
     let protocols: [&[&[u8]]; 4] = [&[], &[LINK_PROTOCOL], &[AGENT_PROTOCOL], &[b"h2", LINK_PROTOCOL]];
     let protocols = protocols[input.index(4)];
     let damages = (0..switches >> 2 & 3).map(|_| Damage::new(&mut input)).collect();
-    handshake(world, place, visitor, protocols, damages, &mut input.rng());
+    let old = switches & 16 != 0;
+    handshake(world, (place, old), visitor, protocols, damages, &mut input.rng());
 }
 
 /// Bytes that a stranger makes up: there is an end to what is taken, and nobody is believed.
@@ -105,8 +108,15 @@ impl Damage {
     }
 }
 
-fn handshake(world: &World, place: usize, visitor: &Visitor, protocols: &[&[u8]], damages: Vec<Damage>, rng: &mut Rng) {
-    let mut config = visitor.config.clone();
+fn handshake(
+    world: &World,
+    (place, old): (usize, bool),
+    visitor: &Visitor,
+    protocols: &[&[u8]],
+    damages: Vec<Damage>,
+    rng: &mut Rng,
+) {
+    let mut config = visitor.configs[usize::from(old)].clone();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let name = ServerName::try_from("node").expect("a name");
     let mut client = Side::new(ClientConnection::new(Arc::new(config), name).expect("starts").into());
@@ -131,14 +141,15 @@ fn handshake(world: &World, place: usize, visitor: &Visitor, protocols: &[&[u8]]
     assert!(server.given <= ANSWER_MAX, "{} bytes are answered", server.given);
     server.judge();
     let done = server.failure.is_none() && !server.connection.is_handshaking();
-    note((place, done, harmed, visitor.holder.as_ref().map(|holder| holder.kind.word())));
+    let may = visitor.may[place] && (place == 1 || !old);
+    note((place + 2 * usize::from(old), done, harmed, visitor.holder.as_ref().map(|holder| holder.kind.word())));
     // What TLS itself refuses, and nothing of ours: no protocol in common.
     let agreed = place == 1 || protocols.is_empty() || protocols.iter().any(|protocol| *protocol != b"h2");
     if !harmed {
-        assert_eq!(done, visitor.may[place] && agreed, "{:?} at {place}: {:?}", visitor.holder, server.failure);
+        assert_eq!(done, may && agreed, "{:?} at {place}: {:?}", visitor.holder, server.failure);
     }
     if done {
-        assert!(visitor.may[place], "{:?} got in at {place}", visitor.holder);
+        assert!(may, "{:?} got in at {place}", visitor.holder);
         let shown = server.connection.peer_certificates();
         let node = visitor.holder.as_ref().filter(|holder| holder.kind == Kind::Node).map(|holder| holder.name.clone());
         assert_eq!(world.keys.node_of(shown), node, "nobody passes for another node");
@@ -207,7 +218,7 @@ impl World {
             let issued = authority.issue(holder, &["beta".to_owned()], from, 20).expect("issued");
             let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
             let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
-            Visitor { holder: believed.then(|| holder.clone()), may, config: client(Some((chain, key))) }
+            Visitor { holder: believed.then(|| holder.clone()), may, configs: clients(Some((chain, key))) }
         };
         let visitors = vec![
             visitor(&authority, &holder(Kind::Node, "beta"), now, true, [true, true]),
@@ -219,7 +230,7 @@ impl World {
             visitor(&foreign, &holder(Kind::Node, "beta"), now, false, [false, false]),
             visitor(&authority, &holder(Kind::Node, "beta"), now - 40 * DAY, false, [false, false]),
             visitor(&authority, &holder(Kind::Node, "beta"), now + 3 * DAY, false, [false, false]),
-            Visitor { holder: None, may: [false, true], config: client(None) },
+            Visitor { holder: None, may: [false, true], configs: clients(None) },
         ];
         let acceptors = [keys.acceptor(), keys.nbd_acceptor(false).expect("good keys")];
         Self { keys, acceptors, visitors }
@@ -228,18 +239,22 @@ impl World {
 
 type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn client(shown: Option<Shown>) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let algorithms = provider.signature_verification_algorithms.supported_schemes();
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(algorithms)));
-    match shown {
-        Some((chain, key)) => config.with_client_auth_cert(chain, key).expect("they go together"),
-        None => config.with_no_client_auth(),
-    }
+fn clients(shown: Option<Shown>) -> [ClientConfig; 2] {
+    [&TLS13, &TLS12].map(|version| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let algorithms = provider.signature_verification_algorithms.supported_schemes();
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .expect("the provider has suites of both")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(algorithms)));
+        match &shown {
+            Some((chain, key)) => {
+                config.with_client_auth_cert(chain.clone(), key.clone_key()).expect("they go together")
+            }
+            None => config.with_no_client_auth(),
+        }
+    })
 }
 
 /// What a stranger does with the acceptor's certificate is its own matter.
