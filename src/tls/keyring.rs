@@ -54,6 +54,8 @@ pub struct Keys {
     pub secrets: Vec<Secret>,
     /// When the node's certificate ends, in seconds since 1970.
     pub not_after: i64,
+    /// When it begins.
+    not_before: i64,
     /// When the last of the authorities that are trusted ends.
     authority_not_after: i64,
 }
@@ -131,8 +133,8 @@ impl Keys {
         acceptor.send_tls13_tickets = 0;
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         let own = own.clone();
-        let (acceptor, not_after) = (Arc::new(acceptor), facts.not_after);
-        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after, authority_not_after })
+        let (acceptor, not_after, not_before) = (Arc::new(acceptor), facts.not_after, facts.not_before);
+        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after, not_before, authority_not_after })
     }
 
     /// For taking links and questions of any node of the cluster.
@@ -207,6 +209,14 @@ impl Keys {
                 day_of(self.not_after)
             ));
         }
+        if now < self.not_before {
+            return Some(format!(
+                "the certificate of node {name} is valid from {} on, and here it is {}: links that stand go on, and no new one comes about; this \
+                 host's clock is wrong, or was that of the host that made it",
+                day_of(self.not_before),
+                day_of(now)
+            ));
+        }
         let until = day_of(self.not_after);
         if left < WARNING_DAYS {
             return Some(format!("the certificate of node {name} expires on {until}, in {left} days; {renew}"));
@@ -255,7 +265,7 @@ impl Keys {
         use rustls_pki_types::pem::PemObject;
         let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
         let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"));
-        let authority_not_after = keys.authority_not_after;
+        let (not_before, authority_not_after) = (keys.not_before, keys.authority_not_after);
         let (own, provider, roots) = (keys.own.clone(), Arc::clone(&keys.provider), Arc::clone(&keys.roots));
         let verifier = verifier(&own, None, &roots, &provider).expect("good");
         let acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -265,6 +275,6 @@ impl Keys {
             .with_single_cert(chain.clone(), key.clone_key())
             .expect("goes with its key");
         let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
-        Self { own, roots, chain, key, provider, acceptor, secrets, not_after, authority_not_after }
+        Self { own, roots, chain, key, provider, acceptor, secrets, not_after, not_before, authority_not_after }
     }
 }
