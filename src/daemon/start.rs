@@ -1,6 +1,7 @@
 //! Starting one volume: open and lock the disk, recover what its metadata says, start the machine's thread.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -20,6 +21,8 @@ use crate::volume::{Limits, PaceLimits, Volume, VolumeConfig};
 
 /// News that may wait for the daemon.
 const NEWS_MAX: usize = 1024;
+/// A database touches what it works on more often than this, and what it wrote last before that is copied again after a crash in seconds.
+const COOL_AFTER: Duration = Duration::from_secs(30);
 
 /// A volume that runs.
 pub(super) struct Started {
@@ -101,6 +104,7 @@ fn volume_config(config: &Config, me: &Node, spec: &VolumeSpec) -> VolumeConfig 
         arbitrated: config.arbiter.arbiter() == Arbiter::Etcd,
         resume_primary: spec.resume_primary,
         boot: boot_id(),
+        cool_after: COOL_AFTER,
         limits: Limits::default(),
     }
 }

@@ -154,7 +154,7 @@ impl Engine {
                 Err(e) => return Err(e),
             }
         }
-        self.files.data.read_exact_at(into, range.start())?;
+        sys::read_all(&self.files.data, into, range.start())?;
         Ok(range.len())
     }
 
@@ -168,7 +168,7 @@ impl Engine {
     pub(super) fn write(&mut self, op: OpId, range: ByteRange, data: BufSlice, pool: &mut Pool) -> Option<Outcome> {
         assert_eq!(range.len(), u64::from(data.len), "the data is as long as its range");
         if !self.files.direct {
-            let result = self.files.data.write_all_at(pool.bytes(data), range.start());
+            let result = sys::write_all(&self.files.data, pool.bytes(data), range.start());
             let result = result.map(|()| None).map_err(|e| DiskError { errno: sys::errno(&e) });
             return Some(Outcome::Disk { op, result });
         }

@@ -58,6 +58,8 @@ pub(super) struct Link {
     pub(super) closing: Option<(Moment, String)>,
     /// Frees of the links' area when there was no memory.
     starved: Option<u64>,
+    /// Received bytes were left for the next turn.
+    left: bool,
     /// The end of the stream is said.
     ended: bool,
     reader: FrameReader,
@@ -83,6 +85,7 @@ impl Link {
             room_watched: false,
             closing: None,
             starved: None,
+            left: false,
             ended: false,
             reader: FrameReader::new(connection),
             writer: FrameWriter::new(connection),
@@ -94,7 +97,12 @@ impl Link {
 
     /// True when the link could go on without anything happening outside.
     pub(super) fn has_work(&self, pool: &Pool) -> bool {
-        self.readable && self.starved.is_none_or(|frees| frees != pool.frees(Area::Links))
+        self.left || (self.readable && self.starved.is_none_or(|frees| frees != pool.frees(Area::Links)))
+    }
+
+    /// Says that what came and was not looked at is the next turn's.
+    pub(super) fn leave_rest(&mut self) {
+        self.left = self.receiver.has_window();
     }
 
     /// True when nothing waits to be sent.
@@ -135,6 +143,7 @@ impl Link {
     /// # Errors
     /// Why the link is over.
     pub(super) fn next(&mut self, pool: &mut Pool) -> Result<Option<Incoming>, String> {
+        self.left = false;
         let header = match self.awaited {
             Some(header) => header,
             None => {
@@ -225,6 +234,7 @@ impl Link {
     /// When the peer has ended too.
     pub(super) fn discard(&mut self, pool: &mut Pool) -> Result<(), String> {
         self.receiver.clear(pool);
+        self.left = false;
         while self.has_work(pool) {
             self.receive(pool)?;
             self.receiver.clear(pool);

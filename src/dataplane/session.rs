@@ -139,6 +139,11 @@ impl Session {
         }
     }
 
+    /// Requests, and pieces of them, that the machine has not answered.
+    pub(super) fn outstanding(&self) -> usize {
+        self.requests.pieces()
+    }
+
     /// Memory that reads and replies take until the client has read them, in bytes.
     pub(super) fn unread(&self) -> usize {
         self.reading + self.outbox.held()

@@ -22,6 +22,12 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// What a bare system call returned. Bare, where it is made for every write: the C library's functions for these calls are points of
+/// cancellation, with two atomic operations each, in a program of several threads.
+fn check_long(result: libc::c_long) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
 fn offset(n: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
@@ -44,13 +50,6 @@ impl EventFd {
         let one = 1u64.to_ne_bytes();
         // SAFETY: eight readable bytes are given. The only failure is a full counter, which wakes just as well.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    }
-
-    /// Makes the descriptor unreadable until the next signal.
-    pub(super) fn clear(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: eight writable bytes are given. The only failure is an empty counter, which is what is wanted.
-        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
     }
 }
 
@@ -116,13 +115,14 @@ impl Epoll {
         });
         let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let room = libc::c_int::try_from(self.events.len()).expect("a small constant");
+        let (fd, no_mask) = (self.fd.as_raw_fd(), std::ptr::null::<libc::sigset_t>());
         // SAFETY: `events` has room for `room` events, `spec` is null or points to a timespec that lives over the call,
         // and a null signal mask leaves signals alone.
-        let result = check(unsafe {
-            libc::epoll_pwait2(self.fd.as_raw_fd(), self.events.as_mut_ptr(), room, spec, std::ptr::null())
+        let result = check_long(unsafe {
+            libc::syscall(libc::SYS_epoll_pwait2, fd, self.events.as_mut_ptr(), room, spec, no_mask, 0usize)
         });
         let count = match result {
-            Ok(n) => usize::try_from(n).expect("checked not negative"),
+            Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
             Err(e) => return Err(e),
         };
@@ -144,9 +144,46 @@ impl Epoll {
 /// Reads what can be read without waiting for the disk.
 pub(super) fn read_cached(fd: BorrowedFd<'_>, at: u64, buf: &mut [u8]) -> io::Result<usize> {
     let part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    // SAFETY: `part` describes the writable bytes of `buf`, which outlives the call.
-    let n = unsafe { libc::preadv2(fd.as_raw_fd(), &part, 1, offset(at)?, libc::RWF_NOWAIT) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    let (fd, part) = (fd.as_raw_fd(), std::ptr::from_ref(&part));
+    // SAFETY: `part` describes the writable bytes of `buf`, which outlives the call. The offset has an upper half of its own, unused
+    // where a word has 64 bits.
+    check_long(unsafe { libc::syscall(libc::SYS_preadv2, fd, part, 1usize, offset(at)?, 0usize, libc::RWF_NOWAIT) })
+}
+
+/// Fills `buf` from `at`, waiting for the disk where it must.
+pub(super) fn read_all(file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        let (fd, len) = (file.as_raw_fd(), buf.len());
+        // SAFETY: `buf` is writable for `len` bytes and outlives the call.
+        match check_long(unsafe { libc::syscall(libc::SYS_pread64, fd, buf.as_mut_ptr(), len, offset(at)?) }) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buf = &mut buf[count..];
+                at += u64::try_from(count).expect("usize has at most 64 bits");
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes` at `at`.
+pub(super) fn write_all(file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let (fd, len) = (file.as_raw_fd(), bytes.len());
+        // SAFETY: `bytes` is readable for `len` bytes and outlives the call.
+        match check_long(unsafe { libc::syscall(libc::SYS_pwrite64, fd, bytes.as_ptr(), len, offset(at)?) }) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                at += u64::try_from(count).expect("usize has at most 64 bits");
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Reads up to `len` bytes at `at` into memory owned by a running operation.
@@ -426,12 +463,14 @@ mod tests {
         epoll.add(event.as_fd(), 7).expect("registered");
         event.signal();
         event.signal();
-        let mut ready = Vec::new();
-        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
-        assert!(ready.iter().any(|r| r.token == 7 && r.readable));
-        event.clear();
-        ready.clear();
-        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
-        assert!(!ready.iter().any(|r| r.readable));
+        let mut woken = || {
+            let mut ready = Vec::new();
+            epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
+            ready.iter().any(|r| r.token == 7 && r.readable)
+        };
+        assert!(woken());
+        assert!(!woken());
+        event.signal();
+        assert!(woken());
     }
 }

@@ -40,6 +40,9 @@ pub struct ThreadParams {
 pub fn start(params: ThreadParams, news: Sender<News>) -> io::Result<Mailbox> {
     let ThreadParams { name, volume, disk, volume_len, pool, spin } = params;
     assert!(volume_len <= disk.data_len(), "the daemon compares the superblock with the device");
+    // On a single processor whoever is waited for can only run when this thread does not.
+    let alone = std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+    let spin = if alone { Duration::ZERO } else { spin };
     let (mailbox, shell) = prepare(volume, disk, volume_len, pool, spin, news)?;
     let thread = std::thread::Builder::new().name(name).spawn(move || drop(shell.run()))?;
     mailbox.attend(thread);

@@ -14,6 +14,12 @@ use crate::volume::io::{HostOp, Input};
 
 /// Receives from one link in one turn; others have their turn then.
 const RECEIVES_PER_TURN: usize = 4;
+/// Frames taken from one link in one turn. What they led to is told before the rest is looked at, so that the other side has
+/// something to do meanwhile: were a window of 32 writes passed on in one piece, all would wait for whoever holds it.
+const FRAMES_PER_TURN: usize = 16;
+/// The same for a client's requests; but a client that has more under way than this gets as many again, since parts that small cost
+/// more than they gain then.
+const REQUESTS_PER_TURN: usize = 16;
 
 impl<M: Machine> Shell<M> {
     /// Takes in what clients sent: one receive each, those that waited for memory first.
@@ -99,9 +105,10 @@ impl<M: Machine> Shell<M> {
         }
     }
 
-    /// Gives the machine the requests that came whole.
+    /// Gives the machine requests that came whole. Those beyond this turn's part are the next turn's.
     fn take_requests(&mut self, i: usize) {
-        loop {
+        let part = self.sessions[i].outstanding().max(REQUESTS_PER_TURN);
+        for _ in 0..part {
             let others_wait = !self.memory_queue.is_empty();
             match self.sessions[i].next(&mut self.pool, others_wait) {
                 Ok(Some(arrived)) => self.request(i, arrived),
@@ -164,6 +171,7 @@ impl<M: Machine> Shell<M> {
             Request::Disconnect => unreachable!("the session keeps it to itself"),
         };
         self.heard += 1;
+        self.moved = true;
         let tag = session.admit(piece_of, to, kind, range);
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });
@@ -217,9 +225,10 @@ impl<M: Machine> Shell<M> {
     }
 
     fn hear_peer(&mut self, i: usize) -> Result<(), Why> {
-        let (peer, connection) = (self.links[i].peer, self.links[i].connection);
+        let mut frames = FRAMES_PER_TURN;
         for _ in 0..RECEIVES_PER_TURN {
-            if !self.links[i].readable {
+            self.take_frames(i, &mut frames)?;
+            if frames == 0 || !self.links[i].readable {
                 return Ok(());
             }
             let count = self.links[i].receive(&mut self.pool)?;
@@ -228,15 +237,25 @@ impl<M: Machine> Shell<M> {
             }
             self.moved = true;
             self.counters.link_bytes_received += u64::try_from(count).expect("usize has at most 64 bits");
-            while let Some(incoming) = self.links[i].next(&mut self.pool)? {
-                self.counters.frames_received += 1;
-                self.heard += 1;
-                self.step(match incoming {
-                    Incoming::Message { term, message, buf } => Input::Peer { peer, connection, term, message, buf },
-                    Incoming::Page { index, page } => Input::PeerPage { peer, connection, index, page },
-                });
-            }
         }
+        self.take_frames(i, &mut frames)
+    }
+
+    /// Gives the machine at most so many frames that came whole.
+    fn take_frames(&mut self, i: usize, most: &mut usize) -> Result<(), Why> {
+        let (peer, connection) = (self.links[i].peer, self.links[i].connection);
+        while *most > 0 {
+            let Some(incoming) = self.links[i].next(&mut self.pool)? else { return Ok(()) };
+            *most -= 1;
+            self.counters.frames_received += 1;
+            self.heard += 1;
+            self.moved = true;
+            self.step(match incoming {
+                Incoming::Message { term, message, buf } => Input::Peer { peer, connection, term, message, buf },
+                Incoming::Page { index, page } => Input::PeerPage { peer, connection, index, page },
+            });
+        }
+        self.links[i].leave_rest();
         Ok(())
     }
 

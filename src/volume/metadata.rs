@@ -32,8 +32,6 @@ const PAGES_MAX: usize = 64;
 /// Modified bitmap pages of a connected peer are written this often.
 const BITMAP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// An extent that nobody wrote to for one to two of these leaves the activity log.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 /// Extents leave in groups, this far apart.
 const COOL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -152,7 +150,7 @@ impl Volume {
             return;
         }
         self.cooled = now;
-        if now.since(self.swept) >= SWEEP_INTERVAL {
+        if now.since(self.swept) >= self.config.cool_after {
             self.swept = now;
             self.hot.sweep();
         }

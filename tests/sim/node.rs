@@ -197,6 +197,7 @@ impl Node {
             backlog_age_max: Duration::from_secs(2),
             pace: PaceLimits { rate_max: options.rate_max, rate_min: 1 << 20 },
             resume_primary: options.resume_primary,
+            cool_after: Duration::from_secs(3),
             arbitrated: options.arbitrated,
             boot: self.boot,
             limits: options.limits,
