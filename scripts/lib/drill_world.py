@@ -85,7 +85,7 @@ class Host:
 
     def __init__(self, name):
         self.name = name
-        self.wire = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self.wire = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"])
         ours = os.readlink("/proc/self/ns/net")
         wait_until(SHORT_S, "network namespace", lambda: self.namespace() not in (None, ours))
         self.net("ip", "link", "set", "lo", "up")
@@ -126,10 +126,10 @@ class Cable:
         host, _, peer = self.ends[sender]
         host.net("ip", "neighbour", "replace", peer, "lladdr", "02:00:00:00:00:99", "dev", self.name, "nud", "permanent")
 
-    def starve(self, rate):
+    def starve(self, rate, burst="16k"):
         """Both directions carry no more than so much."""
         for host, _, _ in self.ends.values():
-            host.net("tc", "qdisc", "replace", "dev", self.name, "root", "tbf", "rate", rate, "burst", "16k", "latency", "400ms")
+            host.net("tc", "qdisc", "replace", "dev", self.name, "root", "tbf", "rate", rate, "burst", burst, "latency", "400ms")
 
     def mend(self):
         """As it was in the beginning."""
@@ -321,7 +321,8 @@ class World:
         alpha, beta = self.nodes.values()
         self.start_etcd()
         # The hosts share a file system, so one folder of keys does for both.
-        run(self.binary, "--config", f"{self.directory}/pair.toml", "cert", "init")
+        for words in (("init",), ("issue", "db", "--client")):
+            run(self.binary, "--config", f"{self.directory}/pair.toml", "cert", *words)
         for node in (alpha, beta):
             done = node.cli("init", VOLUME)
             if done.returncode:
@@ -343,7 +344,7 @@ class World:
     def start_attach(self):
         """`repblk attach` on the database host."""
         self.attach.start(self.hosts["db"].inside(self.binary, "--config", f"{self.directory}/host.toml", "attach", VOLUME,
-                                                  "--dir", self.directory))
+                                                  "--name", "db", "--dir", self.directory))
         wait_until(SHORT_S, f"device: {self.attach.text()}", lambda: os.path.exists(f"{self.directory}/attach-{VOLUME}.nbd"))
 
     def start_etcd(self):

@@ -15,8 +15,11 @@ import sys
 import tempfile
 import time
 
+from drill_world import Cable, Host
+
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SLICE_NS = 100_000
+CABLE = {"a": "10.0.0.1", "b": "10.0.0.2"}
 TICKS = os.sysconf("SC_CLK_TCK")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -28,6 +31,18 @@ class Failed(Exception):
 def parse_size(text):
     """Bytes of `1G` and the like."""
     return int(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else int(text)
+
+
+def toml_lines(keys):
+    """Keys of a volume as they stand in a file, from an option of the command line."""
+    return keys.replace("\\n", "\n") + ("\n" if keys else "")
+
+
+def another_build(text):
+    """(name, (binary, keys)) of an option `--also`."""
+    name, _, rest = text.partition("=")
+    file, _, keys = rest.partition(",")
+    return name, (os.path.realpath(file), toml_lines(keys))
 
 
 def wait_until(seconds, what, condition):
@@ -115,6 +130,13 @@ class Rig:
                                        stdout=log, stderr=log)
         self.processes.append(process)
         return process
+
+    def cabled_hosts(self, rate):
+        """Networks `a` and `b` with a cable that carries so much, both ways."""
+        hosts = {name: Host(name) for name in "ab"}
+        self.processes += [host.wire for host in hosts.values()]
+        Cable("data", hosts["a"], CABLE["a"], hosts["b"], CABLE["b"]).starve(rate, "256k")
+        return hosts
 
     def log_end(self, name):
         """The last lines that a server wrote."""
@@ -236,13 +258,15 @@ class Repblk(System):
     """A pair of nodes, or node `a` of a pair whose other node is never there."""
 
     def __init__(self, rig, name, binary, size, mode="sync", direct=False, pair=True, synced=True,
-                 volume_keys="", volumes=1, relay=(), keys=False):
+                 volume_keys="", volumes=1, relay=(), keys=False, tcp=False, cable=""):
         self.rig, self.binary, self.name = rig, binary, name
+        self.hosts = rig.cabled_hosts(cable) if cable else {}
         self.nodes = ["a", "b"] if pair else ["a"]
         self.daemons = {}
-        self.keys = keys
+        self.keys, self.tcp = keys, tcp
         self.volumes = ["v", *(f"v{number}" for number in range(2, volumes + 1))]
-        ports = dict(zip(("a", "b", "beat-a", "beat-b", "relay-a", "relay-b"), free_ports(6)))
+        names = ("a", "b", "beat-a", "beat-b", "relay-a", "relay-b", "nbd-a", "nbd-b")
+        self.ports = ports = dict(zip(names, free_ports(len(names))))
         for node in "ab":
             # With a relay, each node knows the other by the relay's address.
             data = {each: ports["relay-" + each if relay and each != node else each] for each in "ab"}
@@ -274,11 +298,15 @@ class Repblk(System):
         """The text of a configuration: data ports by node, other ports by name, keys of each volume."""
         text = 'cluster = "rig"\n'
         if self.keys:
-            text += f'[security]\nkeys = "{self.rig.path(self.name + "-keys")}"\n'
+            text += f'[security]\nkeys = "{self.rig.path(self.name + "-keys")}"\nnbd_tls = "allow"\n'
+        elif self.hosts:
+            text += "[security]\ninsecure = true\n"
         for node in "ab":
             path = self.rig.path(f"{self.name}-{node}")
-            text += (f'[[node]]\nname = "{node}"\ndata = "127.0.0.1:{data[node]}"\n'
-                     f'heartbeat = ["127.0.0.1:{ports["beat-" + node]}"]\ncontrol = "{path}.sock"\nnbd = ["unix:{path}.nbd"]\n')
+            address = CABLE[node] if self.hosts else "127.0.0.1"
+            nbd = f'"unix:{path}.nbd"' + (f', "tcp:127.0.0.1:{ports["nbd-" + node]}"' if self.tcp else "")
+            text += (f'[[node]]\nname = "{node}"\ndata = "{address}:{data[node]}"\n'
+                     f'heartbeat = ["{address}:{ports["beat-" + node]}"]\ncontrol = "{path}.sock"\nnbd = [{nbd}]\n')
         for volume in self.volumes:
             text += f'[[volume]]\nname = "{volume}"\n{keys}'
             for node in "ab":
@@ -299,7 +327,8 @@ class Repblk(System):
 
     def daemon(self, node):
         """Starts a node's daemon and waits until it answers."""
-        process = self.rig.start(f"{self.name}-{node}", *self.command(node, "serve"))
+        serve = self.command(node, "serve")
+        process = self.rig.start(f"{self.name}-{node}", *(self.hosts[node].inside(*serve) if self.hosts else serve))
         self.daemons[node] = process
         wait_until(20, f"node {node} to serve", lambda: process.poll() is not None or self.status(node))
         if process.poll() is not None:

@@ -107,7 +107,11 @@ impl Desk<'_> {
         let mut text = self.make(&self.folder.authority()?, &holder, &hosts, days)?;
         text += &match kind {
             Kind::Node => self.to_be_copied(name),
-            Kind::Client | Kind::Server => format!("for {name}: copy ca.pem, {name}.pem and {name}.key\n"),
+            Kind::Client => format!(
+                "for client {name}: copy ca.pem, {name}.pem and {name}.key to its {}; `repblk attach` there uses them\n",
+                self.shown()
+            ),
+            Kind::Server => format!("for server {name}: copy ca.pem, {name}.pem and {name}.key\n"),
         };
         Ok(text)
     }

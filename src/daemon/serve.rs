@@ -204,6 +204,11 @@ impl Daemon {
             Security::Insecure => warn!("{}", config.security.meaning()),
             Security::Keys(_) | Security::Loopback => info!("{}", config.security.meaning()),
         }
+        match config.nbd_tls.remote([&self.me]) {
+            Some(rule) if rule.is_open() => warn!("NBD: {}", rule.meaning()),
+            Some(rule) => info!("NBD: {}", rule.meaning()),
+            None => {}
+        }
         for volume in &self.volumes {
             let mode = volume.spec.mode;
             info!(volume = volume.name(), %mode, device = %volume.copy.device.display(), "{}", promise(mode));

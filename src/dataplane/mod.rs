@@ -43,6 +43,9 @@ mod engine;
 mod engine_tests;
 #[cfg(test)]
 mod follow_tests;
+mod idle;
+#[cfg(test)]
+mod idle_tests;
 #[cfg(test)]
 mod lease_tests;
 mod line;

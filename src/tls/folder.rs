@@ -7,11 +7,11 @@
 //! | `cluster.secret` | the secret in use, one in a line; those in further lines are accepted too | on each node |
 //! | `NAME.pem`, `NAME.key` | certificate and private key of a node or client | with its holder |
 //!
-//! Every file is its owner's alone. A private key that others may read is not used. The folder belongs to the daemon's user, and so does what root
-//! puts into it, but for the authority's key: that stays with whoever made it, and the daemon cannot read it.
+//! Every file is made its owner's alone. A private key that others may read is not used, nor anything that others may change. The folder belongs to
+//! the daemon's user, and so does what root puts into it, but for the authority's key: that stays with whoever made it, and the daemon cannot read it.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{self as unix, DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -212,7 +212,7 @@ impl Folder {
     /// When the system gives no random bytes.
     pub fn fresh_secret() -> io::Result<Secret> {
         let mut bytes = [0; SECRET_LEN];
-        io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+        fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         Ok(Secret::new(bytes))
     }
 
@@ -239,30 +239,89 @@ pub(super) fn wrong(file: &Path, why: impl Into<String>) -> FolderError {
     FolderError { file: file.to_path_buf(), why: why.into() }
 }
 
-fn read(file: &Path) -> Result<String, FolderError> {
-    fs::read_to_string(file).map_err(|error| {
-        let next = match error.kind() {
-            io::ErrorKind::NotFound => {
-                "; make it with `repblk cert` on the host that has the authority, and copy it here"
+/// What nobody but a file's owner may do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// Change it: it says whom this node trusts.
+    Unchanged,
+    /// Read it, either.
+    Secret,
+}
+
+impl Care {
+    /// Insists on it for a file or folder of these facts.
+    fn check(self, file: &Path, facts: &fs::Metadata) -> Result<(), FolderError> {
+        let (mode, sticky) = (facts.mode() & 0o777, facts.is_dir() && facts.mode() & 0o1000 != 0);
+        let why = match self {
+            Self::Secret if mode & 0o077 != 0 => {
+                format!("others than its owner may use it (mode {mode:03o}): chmod 600, and renew it if they may have")
             }
+            // In a folder such as /tmp nobody takes away what is somebody else's.
+            _ if mode & 0o022 != 0 && !sticky => {
+                format!("others than its owner may change it (mode {mode:03o}): chmod go-w, and look whether they have")
+            }
+            _ => return Ok(()),
+        };
+        Err(wrong(file, why))
+    }
+}
+
+/// The effective user of this process.
+fn own_user() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok())
+}
+
+/// The text of a file, if nobody can have had a hand in it. It is the open file that is judged, so that nothing is put in its place meanwhile.
+fn careful(file: &Path, care: Care, absent: &str) -> Result<Zeroizing<String>, FolderError> {
+    let unread = |error: io::Error| {
+        let next = match error.kind() {
+            io::ErrorKind::NotFound => absent,
             io::ErrorKind::PermissionDenied => {
                 "; it must belong to the user that repblk runs as (chown), and so must its folder"
             }
             _ => "",
         };
         wrong(file, format!("cannot be read: {error}{next}"))
-    })
+    };
+    let mut open = fs::File::open(file).map_err(unread)?;
+    let facts = open.metadata().map_err(unread)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let around = fs::metadata(folder).map_err(unread)?;
+    care.check(file, &facts)?;
+    Care::Unchanged.check(folder, &around)?;
+    if ![Some(0), own_user(), Some(around.uid())].contains(&Some(facts.uid())) {
+        let why = format!("belongs to user {}, who is neither root nor repblk's: chown it, and renew it", facts.uid());
+        return Err(wrong(file, why));
+    }
+    // Room for all of it: a text that grows leaves pieces of itself behind.
+    let room = usize::try_from(facts.len()).unwrap_or(0).min(TEXT_LEN_USUAL) + 1;
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    open.read_to_string(&mut text).map_err(unread)?;
+    Ok(text)
+}
+
+/// Files of keys are shorter than this, in bytes.
+const TEXT_LEN_USUAL: usize = 1 << 20;
+
+const UNMADE: &str = "; make it with `repblk cert` on the host that has the authority, and copy it here";
+
+fn read(file: &Path) -> Result<Zeroizing<String>, FolderError> {
+    careful(file, Care::Unchanged, UNMADE)
 }
 
 fn read_private(file: &Path) -> Result<Zeroizing<String>, FolderError> {
-    let text = Zeroizing::new(read(file)?);
-    let mode = fs::metadata(file).map_err(|error| wrong(file, format!("cannot be read: {error}")))?.mode();
-    if mode & 0o077 != 0 {
-        let why = format!(
-            "others than its owner may use it (mode {:03o}): chmod 600, and renew it if they may have",
-            mode & 0o777
-        );
-        return Err(wrong(file, why));
+    careful(file, Care::Secret, UNMADE)
+}
+
+/// A password that nobody else may read: all of its file but the newline at the end.
+///
+/// # Errors
+/// When there is none, or others may read it.
+pub fn password(file: &Path) -> Result<Zeroizing<String>, FolderError> {
+    let mut text = careful(file, Care::Secret, "; write the password into it")?;
+    if text.ends_with('\n') {
+        text.pop();
     }
     Ok(text)
 }

@@ -13,8 +13,10 @@
 //! When a test fails, the end of each daemon's log is printed. Whatever ends the tests, no process and no mount is left behind: the
 //! kernel ends each daemon with its test, and mounts are in the daemon's own namespace.
 
+mod admission;
 mod agent;
 mod attach;
+mod attach_tls;
 mod automatic;
 mod bad_start;
 mod clients;
