@@ -11,9 +11,10 @@
 //! The result is one line of JSON. An operation of `--work flush` is a write and a flush behind it, as a database log makes them;
 //! `--depth` is then the number of writers that do so independently of each other. Each connection has a thread of its own.
 
+mod nbd;
+
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -22,18 +23,12 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use nbd::{COMMAND_READ, REQUEST_LEN, Stream, header, negotiate, number};
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const REQUEST_LEN: usize = 28;
 const REPLY_LEN: usize = 16;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
-const OPTION_MAGIC: &[u8] = b"IHAVEOPT";
-const OPTION_GO: u32 = 7;
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
-const COMMAND_READ: u16 = 0;
 const COMMAND_WRITE: u16 = 1;
 const COMMAND_DISCONNECT: u16 = 2;
 const COMMAND_FLUSH: u16 = 3;
@@ -79,10 +74,6 @@ struct Options {
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
 }
-
-trait Stream: Read + Write + Send {}
-impl Stream for UnixStream {}
-impl Stream for TcpStream {}
 
 /// One request that is outstanding.
 struct Slot {
@@ -273,54 +264,5 @@ impl Connection {
             }
         }
         Ok(used)
-    }
-}
-
-fn header(command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
-    let mut bytes = [0; REQUEST_LEN];
-    bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-    bytes[6..8].copy_from_slice(&command.to_be_bytes());
-    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
-    bytes[16..24].copy_from_slice(&offset.to_be_bytes());
-    bytes[24..].copy_from_slice(&len.to_be_bytes());
-    bytes
-}
-
-/// A big-endian number of up to eight bytes.
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |all, &byte| all << 8 | u64::from(byte))
-}
-
-/// Asks for an export, with simple replies; its size.
-fn negotiate(stream: &mut dyn Stream, export: &str) -> Result<u64> {
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
-    if greeting[..8] != *b"NBDMAGIC" || greeting[8..16] != *OPTION_MAGIC || greeting[17] & 1 == 0 {
-        return Err("not a server of the fixed newstyle negotiation".into());
-    }
-    stream.write_all(&u32::from(greeting[17] & 3).to_be_bytes())?;
-    let name = u32::try_from(export.len())?;
-    let mut option = OPTION_MAGIC.to_vec();
-    option.extend_from_slice(&OPTION_GO.to_be_bytes());
-    option.extend_from_slice(&(name + 6).to_be_bytes());
-    option.extend_from_slice(&name.to_be_bytes());
-    option.extend_from_slice(export.as_bytes());
-    option.extend_from_slice(&[0, 0]);
-    stream.write_all(&option)?;
-    let mut size = None;
-    loop {
-        let mut head = [0; 20];
-        stream.read_exact(&mut head)?;
-        let mut body = vec![0; usize::try_from(number(&head[16..]))?];
-        stream.read_exact(&mut body)?;
-        match number(&head[12..16]) {
-            _ if number(&head[..8]) != OPTION_REPLY_MAGIC => return Err("an option reply that is none".into()),
-            kind if kind == u64::from(REPLY_INFO) && body.len() >= 10 && body[..2] == [0, 0] => {
-                size = Some(number(&body[2..10]));
-            }
-            kind if kind == u64::from(REPLY_INFO) => {}
-            kind if kind == u64::from(REPLY_ACK) => return size.ok_or_else(|| "the size was not said".into()),
-            kind => return Err(format!("the server refused: reply {kind:#x}").into()),
-        }
     }
 }

@@ -34,6 +34,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("condition", "units"),
     ("daemon", "dataplane"),
     ("follower", "daemon"),
+    ("follower", "tls"),
     ("daemon", "tls"),
     ("dataplane", "tls"),
 ];
@@ -289,6 +290,112 @@ fn unsafe_is_confined_to_the_data_plane() {
         for (line, code) in source.code() {
             if has_word(&code, "unsafe") || (has_word(&code, "unsafe_code") && code.contains("allow")) {
                 findings.add(&source.path, line, "`unsafe` outside src/dataplane: use a safe crate, or move it there");
+            }
+        }
+    }
+}
+
+/// A place with `unsafe`, and what it says of itself.
+struct UnsafePlace {
+    line: usize,
+    /// The function, or the `impl`, that it stands in.
+    name: String,
+    /// Why it is sound; empty when nothing is said.
+    invariant: String,
+}
+
+/// The name that a line of code gives to what begins there: a function's, or an `unsafe impl` as it is written.
+fn named(code: &str) -> Option<String> {
+    if has_word(code, "unsafe") && has_word(code, "impl") {
+        return Some(code.trim().trim_end_matches([' ', '{', '}']).trim_start_matches("unsafe ").to_owned());
+    }
+    let (_, name) = code.split_once("fn ").filter(|_| starts_function(code))?;
+    Some(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
+}
+
+/// Every place with `unsafe` in a file, in its order.
+fn unsafe_places(source: &Source) -> Vec<UnsafePlace> {
+    let lines: Vec<&str> = source.text.lines().collect();
+    let mut places = Vec::new();
+    let mut name = String::new();
+    for (line, code) in source.code() {
+        name = named(&code).unwrap_or(name);
+        if !has_word(&code, "unsafe") {
+            continue;
+        }
+        // The comment right above it: what stands behind `SAFETY:`, or, for an unsafe function, below `# Safety`.
+        let above = lines[..line - 1].iter().rev().map(|line| line.trim()).take_while(|line| line.starts_with("//"));
+        let mut comment: Vec<&str> = above.map(|line| line.trim_start_matches('/').trim()).collect();
+        comment.reverse();
+        let comment = comment.join(" ");
+        let said = comment.split_once("SAFETY: ").or_else(|| comment.split_once("# Safety "));
+        let invariant = said.map(|(_, why)| why.to_owned()).unwrap_or_default();
+        places.push(UnsafePlace { line, name: name.clone(), invariant });
+    }
+    places
+}
+
+/// `docs/unsafe.md` lists every place with `unsafe`, and its invariant in the words of the code. `REPBLK_BLESS=1` writes the list anew.
+#[test]
+fn every_unsafe_place_is_listed_with_its_invariant() {
+    const BEGIN: &str = "<!-- The list: REPBLK_BLESS=1 cargo test --test tidy unsafe -->\n";
+    const END: &str = "<!-- The end of the list -->\n";
+    let mut findings = Findings::default();
+    let (mut list, mut count) = (String::new(), 0);
+    for source in sources("src/dataplane") {
+        let places = unsafe_places(&source);
+        if !places.is_empty() {
+            write!(list, "\n### {}\n\n| in | because |\n|---|---|\n", source.path).expect("text grows");
+        }
+        for UnsafePlace { line, name, invariant } in places {
+            if invariant.is_empty() {
+                findings.add(&source.path, line, "say in a comment `// SAFETY: ...` right above it why this is sound");
+            }
+            writeln!(list, "| `{name}` | {} |", invariant.replace('|', "\\|")).expect("text grows");
+            count += 1;
+        }
+    }
+    assert!(count > 30, "the places are found: {count}");
+    let list = format!("\n{count} places.\n{list}\n");
+    let path = root().join("docs/unsafe.md");
+    let page = read(&path).text;
+    let (before, rest) = page.split_once(BEGIN).expect("the page has the beginning of the list");
+    let (listed, after) = rest.split_once(END).expect("the page has the end of the list");
+    if std::env::var_os("REPBLK_BLESS").is_some_and(|bless| bless == "1") {
+        std::fs::write(&path, format!("{before}{BEGIN}{list}{END}{after}")).expect("the page can be written");
+    } else if listed != list {
+        let line = list.lines().zip(listed.lines()).take_while(|(a, b)| a == b).count();
+        let (code, page) = (list.lines().nth(line).unwrap_or(""), listed.lines().nth(line).unwrap_or(""));
+        let what = format!(
+            "the code has {code:?} where the list has {page:?}: judge what changed, then `REPBLK_BLESS=1 cargo test --test tidy unsafe`"
+        );
+        findings.add("docs/unsafe.md", before.lines().count() + 2 + line, what);
+    }
+}
+
+/// What the path of a write is made of is named, with the reason to trust it, in `docs/unsafe.md`.
+#[test]
+fn crates_on_the_path_of_a_write_are_named() {
+    const ROOMS: [&str; 6] = ["dataplane", "meta", "nbd", "tls", "volume", "wire"];
+    let mut findings = Findings::default();
+    let page = read(&root().join("docs/unsafe.md")).text;
+    let manifest = read(&root().join("Cargo.toml")).text;
+    let own = manifest.split_once("[dependencies]").and_then(|(_, rest)| rest.split_once("\n[")).expect("a table").0;
+    let crates: Vec<&str> = own.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+    assert!(crates.len() > 15, "the dependencies are found: {crates:?}");
+    for room in ROOMS {
+        for source in sources(&format!("src/{room}")) {
+            for (line, code) in source.production() {
+                let named = |name: &&&str| {
+                    code.contains(&format!("{}::", name.replace('-', "_"))) && has_word(&code, &name.replace('-', "_"))
+                };
+                for name in crates.iter().filter(named).filter(|name| !page.contains(&format!("`{name}`"))) {
+                    findings.add(
+                        &source.path,
+                        line,
+                        format!("docs/unsafe.md does not name {name}: say what it does there, and why it is trusted"),
+                    );
+                }
             }
         }
     }

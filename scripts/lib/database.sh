@@ -188,12 +188,14 @@ cable_clients() {
 
 # plant_up: a device that follows the primary, and PostgreSQL on it.
 plant_up() {
-    local capability flushes
+    local capability flushes proves
     device_attach "$VOLUME" || die "the database host gets no device; see $LOGS/attach.log"
     for capability in flush fua; do
         on_db nbdinfo --can "$capability" "$URI" || die "the export does not offer $capability: nothing could be durable on it"
     done
-    say "the database host has $DEVICE (repblk attach, $ATTACHED), $(mib "$EXPORT_SIZE")"
+    proves=$(on_db "$REPBLK" --config "$CONFIG" attach "$VOLUME" --status --json | jq -r .proves)
+    [[ $proves == "NBD client db" ]] || die "repblk attach does not prove who it is: $proves"
+    say "the database host has $DEVICE (repblk attach over TLS, as $proves; $ATTACHED), $(mib "$EXPORT_SIZE")"
     fs_make
     fs_mount
     flushes=$(flushes_seen)

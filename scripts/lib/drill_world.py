@@ -321,7 +321,8 @@ class World:
         alpha, beta = self.nodes.values()
         self.start_etcd()
         # The hosts share a file system, so one folder of keys does for both.
-        run(self.binary, "--config", f"{self.directory}/pair.toml", "cert", "init")
+        for words in (("init",), ("issue", "db", "--client")):
+            run(self.binary, "--config", f"{self.directory}/pair.toml", "cert", *words)
         for node in (alpha, beta):
             done = node.cli("init", VOLUME)
             if done.returncode:
@@ -343,7 +344,7 @@ class World:
     def start_attach(self):
         """`repblk attach` on the database host."""
         self.attach.start(self.hosts["db"].inside(self.binary, "--config", f"{self.directory}/host.toml", "attach", VOLUME,
-                                                  "--dir", self.directory))
+                                                  "--name", "db", "--dir", self.directory))
         wait_until(SHORT_S, f"device: {self.attach.text()}", lambda: os.path.exists(f"{self.directory}/attach-{VOLUME}.nbd"))
 
     def start_etcd(self):

@@ -258,14 +258,15 @@ class Repblk(System):
     """A pair of nodes, or node `a` of a pair whose other node is never there."""
 
     def __init__(self, rig, name, binary, size, mode="sync", direct=False, pair=True, synced=True,
-                 volume_keys="", volumes=1, relay=(), keys=False, cable=""):
+                 volume_keys="", volumes=1, relay=(), keys=False, tcp=False, cable=""):
         self.rig, self.binary, self.name = rig, binary, name
         self.hosts = rig.cabled_hosts(cable) if cable else {}
         self.nodes = ["a", "b"] if pair else ["a"]
         self.daemons = {}
-        self.keys = keys
+        self.keys, self.tcp = keys, tcp
         self.volumes = ["v", *(f"v{number}" for number in range(2, volumes + 1))]
-        ports = dict(zip(("a", "b", "beat-a", "beat-b", "relay-a", "relay-b"), free_ports(6)))
+        names = ("a", "b", "beat-a", "beat-b", "relay-a", "relay-b", "nbd-a", "nbd-b")
+        self.ports = ports = dict(zip(names, free_ports(len(names))))
         for node in "ab":
             # With a relay, each node knows the other by the relay's address.
             data = {each: ports["relay-" + each if relay and each != node else each] for each in "ab"}
@@ -297,14 +298,15 @@ class Repblk(System):
         """The text of a configuration: data ports by node, other ports by name, keys of each volume."""
         text = 'cluster = "rig"\n'
         if self.keys:
-            text += f'[security]\nkeys = "{self.rig.path(self.name + "-keys")}"\n'
+            text += f'[security]\nkeys = "{self.rig.path(self.name + "-keys")}"\nnbd_tls = "allow"\n'
         elif self.hosts:
             text += "[security]\ninsecure = true\n"
         for node in "ab":
             path = self.rig.path(f"{self.name}-{node}")
             address = CABLE[node] if self.hosts else "127.0.0.1"
+            nbd = f'"unix:{path}.nbd"' + (f', "tcp:127.0.0.1:{ports["nbd-" + node]}"' if self.tcp else "")
             text += (f'[[node]]\nname = "{node}"\ndata = "{address}:{data[node]}"\n'
-                     f'heartbeat = ["{address}:{ports["beat-" + node]}"]\ncontrol = "{path}.sock"\nnbd = ["unix:{path}.nbd"]\n')
+                     f'heartbeat = ["{address}:{ports["beat-" + node]}"]\ncontrol = "{path}.sock"\nnbd = [{nbd}]\n')
         for volume in self.volumes:
             text += f'[[volume]]\nname = "{volume}"\n{keys}'
             for node in "ab":

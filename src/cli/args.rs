@@ -202,7 +202,12 @@ They are stopped in reverse order and stay stopped until `repblk services start`
 Runs in the foreground and serves an NBD socket, DIR/attach-VOLUME.nbd, for nbdfuse, QEMU and other clients. When the \
 primary is lost, requests wait until another node is primary, and go on there: the user of the device sees a pause and \
 no error. They go on only where everything that was acknowledged is certain to be. Where it is not (mode async, a \
-promotion by force), nothing is sent and nothing is answered until an operator decides; `--status` says why.")]
+promotion by force), nothing is sent and nothing is answered until an operator decides; `--status` says why.
+
+To nodes on other hosts it speaks TLS and nothing else, unless the configuration says insecure = true. It shows the certificate of NAME, made by \
+`repblk cert issue NAME --client` or a node's own, and goes on only with a node of the cluster that proves to be the one at that address. In DIR are \
+ca.pem, NAME.pem and NAME.key; renewed files are used for the next connection. On Unix sockets and loopback it speaks TLS when --keys or \
+--name is given, or the nodes require it.")]
     Attach {
         /// The volume; may be left out when the configuration has only one
         volume: Option<String>,
@@ -218,6 +223,12 @@ promotion by force), nothing is sent and nothing is answered until an operator d
         /// What to do when acknowledged data may be missing: hold all requests, or answer them with errors
         #[arg(long, value_enum, default_value = "hold")]
         on_doubt: Doubt,
+        /// Folder of the keys [default: the one that [security] names]
+        #[arg(long, value_name = "DIR")]
+        keys: Option<PathBuf>,
+        /// Whose certificate and key to use [default: --node, or this host's, or the only one in the folder]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
         #[command(flatten)]
         folder: Folder,
         /// How log lines look
@@ -274,6 +285,9 @@ pub(super) enum CertCommand {
         /// Days that the certificates of nodes are valid
         #[arg(long, default_value_t = NODE_DAYS, value_parser = days())]
         days: u32,
+        /// The user that the daemon runs as: the folder is made his, and so is all in it but the authority's key. Needs root
+        #[arg(long, value_name = "USER")]
+        owner: Option<String>,
     },
     /// Make a certificate for one node, for an NBD client, or for etcd
     Issue {

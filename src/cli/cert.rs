@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::args::CertCommand;
 use super::exit::{Exit, Stop};
 use super::local::Place;
+use crate::daemon::accounts;
 use crate::daemon::config::{Config, NbdAddress, Node, Security};
 use crate::daemon::identity::cluster_id;
 use crate::tls::{
@@ -19,7 +20,7 @@ pub(super) fn cert(place: &Place, command: CertCommand) -> Result<(), Stop> {
     let path = config.security.keys().cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_FOLDER));
     let desk = Desk { config: &config, folder: Folder::new(&path) };
     let mut text = match command {
-        CertCommand::Init { days } => desk.init(days)?,
+        CertCommand::Init { days, owner } => desk.init(days, owner.as_deref())?,
         CertCommand::Issue { name, client, server, host, days } => {
             let kind = match (client, server) {
                 (true, _) => Kind::Client,
@@ -44,7 +45,8 @@ struct Desk<'c> {
 }
 
 impl Desk<'_> {
-    fn init(&self, days: u32) -> Result<String, Stop> {
+    fn init(&self, days: u32, owner: Option<&str>) -> Result<String, Stop> {
+        let owner = owner.map(user).transpose()?;
         for file in [self.folder.authority_file(), self.folder.authority_key_file(), self.folder.secret_file()] {
             if file.exists() {
                 return Err(Stop::new(
@@ -59,7 +61,7 @@ impl Desk<'_> {
         }
         let authority = Authority::create(&self.config.cluster, AUTHORITY_DAYS).map_err(|error| failed(&error))?;
         let secret = Folder::fresh_secret().map_err(|error| failed(&error))?;
-        self.folder.make()?;
+        self.folder.make(owner)?;
         self.folder.write_secrets(&[secret])?;
         self.folder.write_authority(&authority)?;
         let mut text = format!("{}: made the authority of cluster {}\n", self.shown(), self.config.cluster);
@@ -70,6 +72,12 @@ impl Desk<'_> {
             text += &self.to_be_copied(&node.name);
         }
         text += "ca.key stays here: whoever has it can make a node\n";
+        if let Some(owner) = self.folder.owner().filter(|&owner| owner != 0) {
+            let name = accounts::user_name(owner);
+            text += &format!(
+                "the daemon's files belong to user {name}, as their folder does; on the other nodes make them his, too: chown {name}:\n"
+            );
+        }
         Ok(text)
     }
 
@@ -99,7 +107,11 @@ impl Desk<'_> {
         let mut text = self.make(&self.folder.authority()?, &holder, &hosts, days)?;
         text += &match kind {
             Kind::Node => self.to_be_copied(name),
-            Kind::Client | Kind::Server => format!("for {name}: copy ca.pem, {name}.pem and {name}.key\n"),
+            Kind::Client => format!(
+                "for client {name}: copy ca.pem, {name}.pem and {name}.key to its {}; `repblk attach` there uses them\n",
+                self.shown()
+            ),
+            Kind::Server => format!("for server {name}: copy ca.pem, {name}.pem and {name}.key\n"),
         };
         Ok(text)
     }
@@ -153,6 +165,14 @@ impl Desk<'_> {
             Ok(secrets) => text += &format!("  {:<12} {} accepted\n", "secret", secrets.len()),
             Err(error) => text += &format!("  {:<12} {error}\n", "secret"),
         }
+        for (file, owner) in self.folder.owner().map(|owner| self.folder.not_of(owner)).into_iter().flatten() {
+            let (owner, right) =
+                (accounts::user_name(owner), self.folder.owner().map(accounts::user_name).unwrap_or_default());
+            text += &format!(
+                "  {} BELONGS TO {owner}, its folder to {right}, as whom the daemon cannot read it: chown {right}: {0}\n",
+                file.display()
+            );
+        }
         let signs = if self.folder.authority_key_file().exists() { "here" } else { "not here" };
         text += &format!("  {:<12} {signs}\n", "ca.key");
         Ok(text)
@@ -182,6 +202,13 @@ impl Desk<'_> {
     fn to_be_copied(&self, name: &str) -> String {
         format!("for node {name}: copy ca.pem, cluster.secret, {name}.pem and {name}.key to its {}\n", self.shown())
     }
+}
+
+/// Number and group of a user of this host.
+fn user(name: &str) -> Result<(u32, u32), Stop> {
+    let found = accounts::user(name).map_err(|error| failed(&error))?;
+    let way_out = "make it with `adduser --system --group`, or correct the name";
+    found.ok_or_else(|| Stop::new(Exit::Usage, format!("this host has no user {name:?}: {way_out}")))
 }
 
 /// As what NBD clients reach a node.
@@ -237,12 +264,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let config = config(&dir.path().join("keys"));
         let desk = Desk { config: &config, folder: Folder::new(config.security.keys().expect("keys")) };
-        let text = desk.init(NODE_DAYS).expect("made");
+        let text = desk.init(NODE_DAYS, None).expect("made");
         assert!(text.contains("for node beta: copy ca.pem, cluster.secret, beta.pem and beta.key"), "{text}");
         for node in ["alpha", "beta"] {
             Keyring::open(desk.folder.path(), desk.node(node)).expect("good for its daemon");
         }
-        let again = desk.init(NODE_DAYS).expect_err("would part the nodes");
+        let again = desk.init(NODE_DAYS, None).expect_err("would part the nodes");
         assert!(again.exit == Exit::Refused && again.message.contains("exists"), "{again:?}");
         let shown = desk.show().expect("readable");
         assert!(shown.contains("alpha        node (alpha, 10.0.2.1, 10.0.0.1), until 20"), "{shown}");
@@ -253,7 +280,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let config = config(dir.path());
         let desk = Desk { config: &config, folder: Folder::new(dir.path()) };
-        desk.init(5).expect("made");
+        desk.init(5, None).expect("made");
         for (name, kind) in [
             ("gamma", Kind::Node),
             ("alpha", Kind::Client),

@@ -1,11 +1,13 @@
 //! The command line's end of the control socket. Waits for nothing longer than the daemon's promise of a word.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::exit::{Exit, Stop};
+use crate::daemon::accounts;
 use crate::daemon::control::protocol::{Answer, Ask, REPLY_LEN_MAX, Reply, Request, VERSION};
 use crate::daemon::status::Status;
 
@@ -23,11 +25,13 @@ impl Client {
     /// Connects to the daemon behind the control socket at `path`.
     pub(super) fn connect(path: &Path) -> Result<Self, Stop> {
         let stream = UnixStream::connect(path).map_err(|error| {
+            if error.kind() == ErrorKind::PermissionDenied {
+                return refused(path);
+            }
             let next = match error.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
                     "no daemon runs there; start it with `repblk serve`"
                 }
-                ErrorKind::PermissionDenied => "run this as the user of the daemon, usually root",
                 _ => "is the daemon running?",
             };
             Stop::new(Exit::Unreachable, format!("cannot reach the daemon at {}: {error}; {next}", path.display()))
@@ -92,8 +96,7 @@ impl Client {
         self.ask(Ask::Status)?;
         match self.last(|what| eprintln!("repblk: {what}"))? {
             Reply::Status(status) => Ok(*status),
-            Reply::BadRequest(why) => Err(Stop::new(Exit::Usage, why)),
-            other => Err(Stop::new(Exit::Failed, format!("the daemon answered something else: {other:?}"))),
+            other => Err(unasked(other)),
         }
     }
 
@@ -113,6 +116,39 @@ impl Client {
         };
         Stop::new(Exit::Unreachable, what)
     }
+}
+
+/// What a reply means that is not the one that was asked for.
+pub(super) fn unasked(reply: Reply) -> Stop {
+    match reply {
+        Reply::BadRequest(why) => Stop::new(Exit::Usage, why),
+        Reply::Forbidden { rule, sentence } => forbidden(&rule, &sentence),
+        other => Stop::new(Exit::Failed, format!("the daemon answered something else: {other:?}")),
+    }
+}
+
+/// The end of a command that a rule forbids.
+pub(super) fn forbidden(rule: &str, sentence: &str) -> Stop {
+    Stop::new(Exit::Refused, format!("refused by the rule {rule}: {sentence}"))
+}
+
+/// The same, when the system keeps this user out.
+fn refused(path: &Path) -> Stop {
+    let whose = std::fs::metadata(path).map_or_else(
+        |_| "root and the daemon's user, and the group that [control] names".to_owned(),
+        |facts| {
+            let group = accounts::group_name(facts.gid());
+            let members =
+                if facts.mode() & 0o020 == 0 { String::new() } else { format!(" and members of the group {group}") };
+            format!("root, the user {}{members}", accounts::user_name(facts.uid()))
+        },
+    );
+    let sentence = format!(
+        "{} is for {whose}. Use sudo, or become a member of the group that [control] names (`usermod --append --groups GROUP USER`, then log in \
+         again); there `read = \"everyone\"` lets every user look",
+        path.display()
+    );
+    forbidden("control-group", &sentence)
 }
 
 /// True when nothing came in time.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::Target;
-use super::client::Client;
+use super::client::{Client, forbidden, unasked};
 use super::exit::{Exit, Stop};
 use super::text;
 use crate::daemon::control::protocol::{Ask, Reply, Verb};
@@ -63,8 +63,7 @@ pub(super) fn events(control: &Path, json: bool) -> Result<(), Stop> {
                 out.write_all(text.as_bytes())?;
                 out.flush()?;
             }
-            Some(Reply::BadRequest(why)) => return Err(Stop::new(Exit::Usage, why)),
-            Some(other) => return Err(Stop::new(Exit::Failed, format!("the daemon said something else: {other:?}"))),
+            Some(other) => return Err(unasked(other)),
             None => return Err(Stop::new(Exit::Unreachable, "the daemon ended")),
         }
     }
@@ -73,7 +72,7 @@ pub(super) fn events(control: &Path, json: bool) -> Result<(), Stop> {
 /// `repblk plan`.
 pub(super) fn plan(control: &Path, volume: Option<String>, json: bool) -> Result<(), Stop> {
     let reply = look(control, Ask::Plan { volume })?;
-    let Reply::Plan(plan) = reply else { return Err(strange(&reply)) };
+    let Reply::Plan(plan) = reply else { return Err(unasked(reply)) };
     let text = plan.iter().map(|entry| if json { line(entry) } else { Ok(text::plan(entry)) });
     print(text.collect::<Result<String, Stop>>()?)
 }
@@ -81,7 +80,7 @@ pub(super) fn plan(control: &Path, volume: Option<String>, json: bool) -> Result
 /// `repblk history`.
 pub(super) fn history(control: &Path, volume: Option<String>, json: bool) -> Result<(), Stop> {
     let reply = look(control, Ask::History { volume })?;
-    let Reply::History(history) = reply else { return Err(strange(&reply)) };
+    let Reply::History(history) = reply else { return Err(unasked(reply)) };
     let text = history.iter().map(|episode| if json { line(episode) } else { Ok(text::episode(episode)) });
     print(text.collect::<Result<String, Stop>>()?)
 }
@@ -90,14 +89,7 @@ pub(super) fn history(control: &Path, volume: Option<String>, json: bool) -> Res
 fn look(control: &Path, ask: Ask) -> Result<Reply, Stop> {
     let mut client = Client::connect(control)?;
     client.ask(ask)?;
-    match client.last(|what| eprintln!("repblk: {what}"))? {
-        Reply::BadRequest(what) => Err(Stop::new(Exit::Usage, what)),
-        reply => Ok(reply),
-    }
-}
-
-fn strange(reply: &Reply) -> Stop {
-    Stop::new(Exit::Failed, format!("the daemon answered something else: {reply:?}"))
+    client.last(|what| eprintln!("repblk: {what}"))
 }
 
 fn print(text: String) -> Result<(), Stop> {
@@ -117,7 +109,7 @@ impl Refused {
     }
 
     fn stop(&self) -> Stop {
-        Stop::new(Exit::Refused, format!("refused by the rule {}: {}", self.rule, self.sentence))
+        forbidden(&self.rule, &self.sentence)
     }
 }
 
@@ -148,9 +140,8 @@ fn ask(control: &Path, target: &Target, verb: Verb) -> Result<Result<(), Refused
         Reply::Refused(refusal) => Ok(Err(Refused::by_volume(&refusal))),
         Reply::Forbidden { rule, sentence } => Ok(Err(Refused { rule, sentence })),
         Reply::TimedOut(what) => Err(Stop::new(Exit::TimedOut, what)),
-        Reply::BadRequest(what) => Err(Stop::new(Exit::Usage, what)),
         Reply::Failed(what) => Err(Stop::new(Exit::Failed, what)),
-        other => Err(strange(&other)),
+        other => Err(unasked(other)),
     }
 }
 

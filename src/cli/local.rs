@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::client::Client;
 use super::exit::{Exit, Stop};
 use super::text::bytes;
-use crate::daemon::config::{ArbiterKind, Config, CopySpec, Node, VolumeSpec};
+use crate::daemon::config::{ArbiterKind, Config, CopySpec, NbdRule, Node, VolumeSpec};
 use crate::daemon::init::{self, InitError, Permission};
 use crate::daemon::logs::{self, LogFormat};
 use crate::daemon::{self};
@@ -24,9 +24,13 @@ impl Place {
     }
 
     pub(super) fn choose<'c>(&self, config: &'c Config) -> Result<&'c Node, Stop> {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        config.choose_node(self.node.as_deref(), host.trim()).map_err(|why| Stop::new(Exit::Usage, why))
+        config.choose_node(self.node.as_deref(), &host()).map_err(|why| Stop::new(Exit::Usage, why))
     }
+}
+
+/// What this host is called.
+pub(super) fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// `repblk serve`.
@@ -107,9 +111,19 @@ pub(super) fn check(place: &Place) -> Result<(), Stop> {
     std::io::stdout().write_all(text.as_bytes()).map_err(Stop::from)
 }
 
+/// What is said of NBD where no other host reaches it.
+const NBD_STAYS: &str =
+    "no address is reached by clients of other hosts, and those of this host may speak in the clear";
+
 fn summary(config: &Config) -> String {
     let list = |items: Vec<String>| if items.is_empty() { "nowhere".to_owned() } else { items.join(", ") };
-    let mut text = format!("cluster {}\nsecurity: {}\n{}", config.cluster, config.security.meaning(), arbiter(config));
+    let clients = config.nbd_tls.remote(&config.nodes).map_or(NBD_STAYS, NbdRule::meaning);
+    let mut text = format!(
+        "cluster {}\nsecurity: {}\nNBD: {clients}\n{}",
+        config.cluster,
+        config.security.meaning(),
+        arbiter(config)
+    );
     for node in &config.nodes {
         let heartbeat = list(node.heartbeat.iter().map(ToString::to_string).collect());
         let nbd = list(node.nbd.iter().map(ToString::to_string).collect());

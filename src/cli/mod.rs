@@ -45,6 +45,8 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), Stop> {
+    // Keys and what clients write are in the memory of some commands, and nobody else's business in all.
+    crate::dataplane::keep_memory_private();
     let place = local::Place { config: cli.config, node: cli.node };
     let (target, verb) = match cli.command {
         Command::Init { volume, force, adopt } => return local::init(&place, volume.as_deref(), force, adopt),
@@ -56,8 +58,8 @@ fn execute(cli: Cli) -> Result<(), Stop> {
         Command::Attach { volume, status: true, json, folder, .. } => {
             return attach::status(&place, volume.as_deref(), &folder, json);
         }
-        Command::Attach { volume, on_doubt, device, folder, log_format, log_level, .. } => {
-            let how = attach::How { on_doubt, device, folder };
+        Command::Attach { volume, on_doubt, device, keys, name, folder, log_format, log_level, .. } => {
+            let how = attach::How { on_doubt, device, keys, name, folder };
             return attach::attach(&place, volume.as_deref(), how, (log_format, &log_level));
         }
         Command::Detach { volume, folder } => return attach::detach(&place, volume.as_deref(), &folder),

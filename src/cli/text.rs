@@ -19,18 +19,21 @@ pub(super) fn status(status: &Status) -> String {
     }
     let security = &status.security;
     match (security.mode.as_str(), &security.certificate_until) {
-        ("insecure", _) => text.push_str("INSECURE: nothing between the nodes is encrypted or authenticated\n"),
+        ("insecure", _) => text.push_str("INSECURE: nothing that leaves the nodes is encrypted or authenticated\n"),
         (_, Some(until)) => {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "TLS between the nodes, certificate until {until}");
         }
         _ => {}
     }
-    if let Some(warning) = &security.warning {
+    for warning in [&security.warning, &security.nbd_warning].into_iter().flatten() {
         let _ = writeln!(text, "WARNING: {warning}");
     }
     if security.heartbeats_forged > 0 {
         let _ = writeln!(text, "{} heartbeats were forged, and not believed", security.heartbeats_forged);
+    }
+    if security.connections_turned_away > 0 {
+        let _ = writeln!(text, "{} connections came too fast, and were turned away", security.connections_turned_away);
     }
     for volume in &status.volumes {
         text.push('\n');

@@ -88,7 +88,7 @@ impl BeatPaths {
     /// Takes up changed secrets, for ever.
     pub(super) async fn keep_secrets(self: Arc<Self>, guard: Arc<Guard>) {
         loop {
-            tokio::time::sleep(super::security::LOOK_INTERVAL).await;
+            tokio::time::sleep(crate::tls::LOOK_INTERVAL).await;
             let secrets = guard.secrets();
             for path in &self.0 {
                 path.take_secrets(&secrets);

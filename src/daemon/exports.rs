@@ -1,24 +1,29 @@
 //! NBD clients: accepting them, negotiating, and giving the socket to the volume.
 //!
-//! A client has [`NEGOTIATION_TIME`] for its negotiation, and sits in a lobby meanwhile: those that never agree lose their seats to
+//! A client has so long for its negotiation as `[limits]` says, and sits in a lobby meanwhile: those that never agree lose their seats to
 //! newcomers and keep nobody out. From a node that is not primary it gets a refusal that names the
-//! primary, at once; nothing waits for a promotion.
+//! primary, at once; nothing waits for a promotion. What it may not have it is not told of, but for the rule when it asks by name.
+//!
+//! A client that is served and silent is left alone, for a database at night is as silent as that: `client_idle_s` is 0 unless an operator
+//! knows better. What is ended is a connection whose host is gone: the kernel asks it for a sign of life after `client_keepalive_s`.
 //!
 //! With keys a client may, or must, ask for TLS first (`STARTTLS`). The handshake is part of the negotiation and of its time.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::config::{Config, NbdTlsMode};
+use super::admission::{Caller, Door, Places, Quota, Source, turn_away};
+use super::config::{Config, NbdRule, NbdTlsMode};
 use super::handle::{Client, VolumeHandle};
 use super::lobby::Lobby;
 use super::security::Guard;
@@ -36,12 +41,10 @@ use crate::nbd::{
 use crate::units::SessionId;
 use crate::volume::io::Snapshot;
 
-/// Longest time from the first byte to the export.
-const NEGOTIATION_TIME: Duration = Duration::from_secs(10);
 /// Most clients that negotiate at one time.
 const LOBBY_SEATS: usize = 128;
-/// Most clients served at one time. The data plane's shares of memory are reckoned for as many.
-const CLIENTS_MAX: usize = 256;
+/// Questions for a sign of life, within one `client_keepalive_s`.
+const KEEPALIVE_QUESTIONS: u32 = 3;
 
 /// Everything that negotiations share.
 pub(super) struct ExportDesk {
@@ -49,32 +52,32 @@ pub(super) struct ExportDesk {
     config: Arc<Config>,
     node: String,
     lobby: Arc<Lobby>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
+    door: Door,
+    /// Lines in the log about clients that are not believed.
+    strangers: Quota,
     guard: Arc<Guard>,
     next_session: AtomicU64,
 }
 
 /// A connected stream that can be handed to the data plane.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// The bare socket.
-    fn into_socket(self) -> std::io::Result<OwnedFd>;
-    /// Bytes on it may pass other hosts.
-    const LEAVES_HOST: bool;
+    /// The bare socket, watched over as `keepalive` says.
+    fn into_socket(self, keepalive: Duration) -> std::io::Result<OwnedFd>;
 }
 
 impl Transport for TcpStream {
-    const LEAVES_HOST: bool = true;
-
-    fn into_socket(self) -> std::io::Result<OwnedFd> {
+    fn into_socket(self, keepalive: Duration) -> std::io::Result<OwnedFd> {
         self.set_nodelay(true)?;
+        let interval = (keepalive / KEEPALIVE_QUESTIONS).max(Duration::from_secs(1));
+        let keepalive = TcpKeepalive::new().with_time(keepalive).with_interval(interval);
+        SockRef::from(&self).set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_QUESTIONS))?;
         Ok(self.into_std()?.into())
     }
 }
 
 impl Transport for UnixStream {
-    const LEAVES_HOST: bool = false;
-
-    fn into_socket(self) -> std::io::Result<OwnedFd> {
+    fn into_socket(self, _keepalive: Duration) -> std::io::Result<OwnedFd> {
         Ok(self.into_std()?.into())
     }
 }
@@ -86,16 +89,33 @@ impl ExportDesk {
         node: &str,
         guard: Arc<Guard>,
     ) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(CLIENTS_MAX));
-        let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
-        Arc::new(Self { volumes, config, node: node.to_owned(), lobby, places, guard, next_session: AtomicU64::new(1) })
+        let limits = &config.limits;
+        let places = Places::new(limits.clients, limits.clients_per_address);
+        let door = Door::new("connections of NBD clients", limits.rate(), Arc::clone(&guard.turned_away));
+        let (lobby, next_session) = (Arc::new(Lobby::new(LOBBY_SEATS)), AtomicU64::new(1));
+        Arc::new(Self {
+            volumes,
+            config,
+            node: node.to_owned(),
+            lobby,
+            places,
+            door,
+            strangers: Quota::of_strangers(),
+            guard,
+            next_session,
+        })
     }
 
     /// Takes clients over TCP, for ever.
     pub(super) async fn keep_accepting_tcp(self: Arc<Self>, listener: TcpListener) {
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let rule = self.config.nbd_tls.rule(Some(listener.local_addr().map_or(unknown, |address| address.ip())));
         loop {
             match listener.accept().await {
-                Ok((stream, from)) => self.clone().welcome(stream, format!("tcp:{from}")),
+                Ok((stream, from)) if self.door.admits(from.ip()) => {
+                    self.clone().welcome(stream, rule, format!("tcp:{from}"), Some(from.ip()));
+                }
+                Ok((stream, _)) => turn_away(&stream),
                 Err(error) => cannot_accept(&error).await,
             }
         }
@@ -103,21 +123,22 @@ impl ExportDesk {
 
     /// Takes clients over a Unix socket, for ever.
     pub(super) async fn keep_accepting_unix(self: Arc<Self>, socket: UnixSocket) {
+        let rule = self.config.nbd_tls.rule(None);
         loop {
             match socket.listener.accept().await {
                 Ok((stream, _)) => {
                     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                    self.clone()
-                        .welcome(stream, pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix:pid {pid}")));
+                    let from = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix:pid {pid}"));
+                    self.clone().welcome(stream, rule, from, None);
                 }
                 Err(error) => cannot_accept(&error).await,
             }
         }
     }
 
-    fn welcome(self: Arc<Self>, stream: impl Transport, from: String) {
+    fn welcome(self: Arc<Self>, stream: impl Transport, rule: NbdRule, from: String, address: Option<IpAddr>) {
         tokio::spawn(async move {
-            match self.serve(stream, &from).await {
+            match self.serve(stream, rule, &from, address).await {
                 Ok(()) => {}
                 Err(why) => debug!(from, "NBD client left: {why}"),
             }
@@ -125,12 +146,20 @@ impl ExportDesk {
     }
 
     /// Negotiates and hands over.
-    async fn serve(&self, stream: impl Transport, from: &str) -> Result<(), String> {
-        let seated = self.lobby.seat(timeout(NEGOTIATION_TIME, self.negotiate(stream))).await;
+    async fn serve(
+        &self,
+        stream: impl Transport,
+        rule: NbdRule,
+        from: &str,
+        address: Option<IpAddr>,
+    ) -> Result<(), String> {
+        let (limits, source) = (&self.config.limits, address.map(Source::of));
+        let negotiation = self.negotiate(stream, rule, Caller { address, certificate: None });
+        let seated = self.lobby.seat_from(source, timeout(limits.negotiation, negotiation)).await;
         let agreed = seated.ok_or("newcomers needed its seat before there was agreement")?;
-        let late = |_| format!("no agreement within {} s", NEGOTIATION_TIME.as_secs());
+        let late = |_| format!("no agreement within {} ms", limits.negotiation.as_millis());
         let (stream, handover, leftover) = agreed.map_err(late)??;
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| full())?;
+        let place = self.places.take(source)?;
         let name = handover.export.name.as_str();
         let (name, follows) = name.strip_suffix(FOLLOW_SUFFIX).map_or((name, false), |name| (name, true));
         let volume = self.volumes.iter().find(|volume| volume.name() == name);
@@ -142,7 +171,8 @@ impl ExportDesk {
         }
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let (stream, tls) = stream.into_parts();
-        let line = Negotiated { socket: stream.into_socket().map_err(|error| error.to_string())?, tls };
+        let line =
+            Negotiated { socket: stream.into_socket(limits.client_keepalive).map_err(|error| error.to_string())?, tls };
         let encrypted = line.tls.is_some();
         let client = Client { session, line, manners, leftover, from: from.to_owned() };
         volume.adopt_client(client, place)?;
@@ -150,31 +180,32 @@ impl ExportDesk {
         Ok(())
     }
 
-    /// What a client over this transport may and must do.
-    fn tls(&self, leaves_host: bool) -> Tls {
-        match self.config.nbd_tls.mode {
-            _ if self.guard.keys().is_none() => Tls::Off,
-            Some(NbdTlsMode::Off) => Tls::Off,
-            Some(NbdTlsMode::Require) if leaves_host => Tls::Required,
-            Some(NbdTlsMode::Allow | NbdTlsMode::Require) | None => Tls::Allowed,
-        }
-    }
-
-    async fn encrypt<S: Transport>(&self, stream: S) -> Result<Stream<S>, String> {
+    /// Speaks TLS from here on; the name in the certificate, if one was shown.
+    async fn encrypt<S: Transport>(&self, stream: S, rule: NbdRule) -> Result<(Stream<S>, Option<String>), String> {
         let keys = self.guard.keys().ok_or("there are no keys")?;
-        let config = keys.nbd_acceptor(self.config.nbd_tls.certificates)?;
+        let config = keys.nbd_acceptor(rule.certificates)?;
         let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|error| explain(&error))?;
         let shown = stream.get_ref().1.peer_certificates();
-        if shown.is_some() && keys.client_of(shown).is_none() {
+        let holder = keys.client_of(shown);
+        if shown.is_some() && holder.is_none() {
             return Err("its certificate is of no node and no client in this cluster".to_owned());
         }
-        Ok(Stream::Tls(Box::new(stream.into())))
+        Ok((Stream::Tls(Box::new(stream.into())), holder.map(|holder| holder.name)))
     }
 
-    async fn negotiate<S: Transport>(&self, stream: S) -> Result<(Stream<S>, Handover, Vec<u8>), String> {
+    async fn negotiate<S: Transport>(
+        &self,
+        stream: S,
+        rule: NbdRule,
+        mut caller: Caller,
+    ) -> Result<(Stream<S>, Handover, Vec<u8>), String> {
         let mut stream = Stream::Plain(stream);
         let mut out = Vec::new();
-        let mut negotiation = Negotiation::start(&mut out).with_tls(self.tls(S::LEAVES_HOST));
+        let mut negotiation = Negotiation::start(&mut out).with_tls(match rule.mode {
+            NbdTlsMode::Off => Tls::Off,
+            NbdTlsMode::Allow => Tls::Allowed,
+            NbdTlsMode::Require => Tls::Required,
+        });
         let mut bytes = Vec::new();
         let mut wanted = negotiation.wanted();
         loop {
@@ -188,7 +219,7 @@ impl ExportDesk {
                     return Err("it closed the connection during the negotiation".to_owned());
                 }
             }
-            let exports = self.exports_now().await;
+            let exports = self.exports_now(&caller, negotiation.asks(&bytes)).await;
             let progress = negotiation.receive(&bytes, &exports, &mut out);
             bytes.drain(..progress.consumed);
             match progress.next {
@@ -202,7 +233,11 @@ impl ExportDesk {
                     send(&mut stream, &out).await?;
                     out.clear();
                     let Stream::Plain(plain) = stream else { return Err("TLS is spoken already".to_owned()) };
-                    stream = self.encrypt(plain).await?;
+                    (stream, caller.certificate) = self.encrypt(plain, rule).await.inspect_err(|why| {
+                        if self.strangers.take() {
+                            info!(from = ?caller.address, "no TLS with an NBD client: {why}");
+                        }
+                    })?;
                     wanted = negotiation.wanted();
                 }
                 Next::Transmission(handover) => {
@@ -218,18 +253,20 @@ impl ExportDesk {
         }
     }
 
-    async fn exports_now(&self) -> ExportsNow<'_> {
+    /// What `caller` may have; nothing is looked at unless it is `asked` for.
+    async fn exports_now<'d>(&'d self, caller: &'d Caller, asked: bool) -> ExportsNow<'d> {
         let mut volumes = Vec::new();
-        for volume in &self.volumes {
+        for volume in self.volumes.iter().filter(|_| asked) {
             volumes.push((volume.as_ref(), volume.ask().await));
         }
-        ExportsNow { desk: self, volumes }
+        ExportsNow { desk: self, caller, volumes }
     }
 }
 
 /// The exports as they are during one option.
 struct ExportsNow<'d> {
     desk: &'d ExportDesk,
+    caller: &'d Caller,
     volumes: Vec<(&'d VolumeHandle, Result<State, String>)>,
 }
 
@@ -238,7 +275,7 @@ impl ExportsNow<'_> {
     fn refusal(&self, volume: &VolumeHandle, state: &Result<State, String>) -> Option<String> {
         let state = match state {
             Ok(state) if state.volume.role == Role::Primary => {
-                return (self.desk.places.available_permits() == 0).then(full);
+                return self.desk.places.why_full(self.caller.address.map(Source::of));
             }
             Ok(state) => state,
             Err(why) => return Some(why.clone()),
@@ -258,6 +295,16 @@ impl ExportsNow<'_> {
 }
 
 impl ExportsNow<'_> {
+    /// Why the client may not have the volume anywhere, if it may not.
+    fn not_allowed(&self, volume: &VolumeHandle) -> Option<String> {
+        volume.spec.allow.judge(self.caller, volume.name()).err().map(|why| why.to_string())
+    }
+
+    /// The volumes that the client may have.
+    fn allowed(&self) -> impl Iterator<Item = &(&VolumeHandle, Result<State, String>)> {
+        self.volumes.iter().filter(|(volume, _)| self.not_allowed(volume).is_none())
+    }
+
     /// What a follower is told.
     fn standing(&self, volume: &VolumeHandle, state: &Snapshot) -> Standing {
         Standing {
@@ -282,10 +329,15 @@ impl Exports for ExportsNow<'_> {
         let default = name.is_empty() && self.volumes.len() == 1;
         let found = self.volumes.iter().find(|(volume, _)| default || wanted(volume));
         let Some((volume, state)) = found else {
-            let names: Vec<_> = self.volumes.iter().map(|(volume, _)| volume.name()).collect();
-            let message = format!("there is no such export on node {}; it has: {}", self.desk.node, names.join(", "));
+            let names: Vec<_> = self.allowed().map(|(volume, _)| volume.name()).collect();
+            let has = if names.is_empty() { "none for this client".to_owned() } else { names.join(", ") };
+            let message = format!("there is no such export on node {}; it has: {has}", self.desk.node);
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
+        if let Some(message) = self.not_allowed(volume) {
+            info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            return Err(ExportRefusal { code: RefusalCode::Policy, message });
+        }
         if let Some(message) = self.refusal(volume, state) {
             return Err(ExportRefusal { code: RefusalCode::Policy, message });
         }
@@ -307,11 +359,11 @@ impl Exports for ExportsNow<'_> {
             name: volume.name().to_owned(),
             description: self.refusal(volume, state).unwrap_or_else(|| format!("primary on node {}", self.desk.node)),
         };
-        self.volumes.iter().map(listing).collect()
+        self.allowed().map(listing).collect()
     }
 
     fn shutting_down(&self) -> bool {
-        self.volumes.iter().all(|(volume, _)| volume.ended().is_some())
+        self.desk.volumes.iter().all(|volume| volume.ended().is_some())
     }
 }
 
@@ -330,12 +382,26 @@ fn manners(handover: &Handover) -> ClientManners {
     }
 }
 
-fn full() -> String {
-    format!("{CLIENTS_MAX} clients are connected to this node already, and it takes no more")
-}
-
 async fn cannot_accept(error: &std::io::Error) {
     // Out of descriptors or memory: going on at once would only burn the processor.
     warn!(%error, "an NBD client cannot be accepted");
     tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client's host is watched by the kernel, whatever the client does not say.
+    #[tokio::test]
+    async fn a_served_socket_has_a_keepalive_as_configured() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let _client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (served, _) = listener.accept().await.expect("comes");
+        let socket = socket2::Socket::from(served.into_socket(Duration::from_secs(30)).expect("a socket"));
+        assert!(socket.keepalive().expect("told") && socket.tcp_nodelay().expect("told"));
+        let told = (socket.tcp_keepalive_time(), socket.tcp_keepalive_interval(), socket.tcp_keepalive_retries());
+        let told = (told.0.expect("told"), told.1.expect("told"), told.2.expect("told"));
+        assert_eq!(told, (Duration::from_secs(30), Duration::from_secs(10), 3));
+    }
 }

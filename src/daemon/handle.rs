@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tracing::{debug, info, warn};
 
+use super::admission::Place;
 use super::config::{CopySpec, VolumeSpec};
 use super::events::{EventHub, Happening, ResyncEvent};
 use super::failover;
@@ -77,7 +78,7 @@ struct Book {
     short_links: BTreeMap<PeerNo, (String, bool)>,
     /// Why this node's last attempt to make a link failed.
     no_links: BTreeMap<PeerNo, String>,
-    clients: BTreeMap<SessionId, OwnedSemaphorePermit>,
+    clients: BTreeMap<SessionId, Place>,
     last: Option<(State, Instant)>,
     ended: Option<String>,
     resync_runs: bool,
@@ -307,7 +308,7 @@ impl VolumeHandle {
     ///
     /// # Errors
     /// As [`VolumeHandle::post`].
-    pub(super) fn adopt_client(&self, client: Client, place: OwnedSemaphorePermit) -> Result<(), String> {
+    pub(super) fn adopt_client(&self, client: Client, place: Place) -> Result<(), String> {
         let Client { session, line, manners, leftover, from } = client;
         self.book().clients.insert(session, place);
         let letter = Letter::AdoptClient { session, line, manners, leftover, from: from.clone() };

@@ -185,6 +185,8 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::units::{ClusterId, DiskInstance, VolumeId};
 
@@ -260,6 +262,51 @@ mod tests {
         b.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n").await.expect("fits");
         let stranger = dial(&mut a, &hello("alpha", 1), "beta").await;
         assert!(matches!(stranger, Err(ExchangeError::Hello(HelloError::Magic))));
+    }
+
+    proptest! {
+        /// Whatever comes, alone or behind good hellos: the exchange ends, answers one hello at most, and takes no byte of what follows it.
+        #[test]
+        fn whatever_comes_ends_the_exchange(
+            good in 0usize..4,
+            bytes in proptest::collection::vec(any::<u8>(), 0..2000),
+            flip in proptest::option::of((any::<proptest::sample::Index>(), 1u8..)),
+            closed: bool,
+        ) {
+            let theirs = hello("alpha", 1);
+            let mut said = theirs.encode().repeat(good);
+            let hello_len = theirs.encode().len();
+            said.extend(&bytes);
+            if let Some((at, bits)) = flip.filter(|_| !said.is_empty()) {
+                let at = at.index(said.len());
+                said[at] ^= bits;
+            }
+            let whole = good >= 2 && said[..2 * hello_len] == theirs.encode().repeat(2);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.expect("a runtime").block_on(async {
+                let (mut a, mut b) = tokio::io::duplex(64 << 10);
+                a.write_all(&said).await.expect("there is room");
+                if closed {
+                    a.shutdown().await.expect("open");
+                }
+                let accepted = accept(&mut b, async |_| Ok((hello("beta", 2), ()))).await;
+                prop_assert_eq!(accepted.is_ok(), whole);
+                if whole {
+                    let mut rest = vec![0; said.len() - 2 * hello_len];
+                    b.read_exact(&mut rest).await.expect("it is all there");
+                    prop_assert_eq!(&rest[..], &said[2 * hello_len..]);
+                }
+                if let Err(error) = accepted {
+                    let told = error.to_string();
+                    prop_assert!(!told.contains(char::is_control) && told.len() < 2 * hello::BODY_LEN_MAX, "{:?}", told);
+                }
+                drop(b);
+                let mut answer = Vec::new();
+                a.read_to_end(&mut answer).await.expect("the end");
+                prop_assert!(answer.len() <= hello::PREFIX_LEN + hello::BODY_LEN_MAX);
+                Ok(())
+            })?;
+        }
     }
 
     #[test]

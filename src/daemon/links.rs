@@ -8,9 +8,9 @@
 //! keeps nobody out: it sits in a lobby, and loses its seat to newcomers.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
+use super::admission::{Door, Quota, Source, turn_away};
 use super::config::{Config, Node};
 use super::handle::VolumeHandle;
 use super::handshake;
@@ -38,6 +39,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const GOOD_LINK: Duration = Duration::from_secs(5);
 /// Handshakes and hellos at one time.
 const LOBBY_SEATS: usize = 64;
+/// Addresses whose last reason is remembered, so that it is logged once.
+const STRANGERS_TOLD: usize = 64;
 
 /// True when `me` dials `peer`, and not the other way round.
 pub(super) fn dials(me: &str, peer: &str) -> bool {
@@ -116,10 +119,15 @@ pub(super) async fn keep_accepting(
     guard: Arc<Guard>,
 ) {
     let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
-    let log = Arc::new(Mutex::new(BTreeMap::<String, OncePerChange>::new()));
+    let door = Door::new("connections to the data link", config.limits.rate(), Arc::clone(&guard.turned_away));
+    let log = Arc::new(StrangersLog::of(&config));
     loop {
         let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            Ok((stream, from)) if door.admits(from.ip()) => (stream, from),
+            Ok((stream, _)) => {
+                turn_away(&stream);
+                continue;
+            }
             Err(error) => {
                 // Out of descriptors or memory: going on at once would only burn the processor.
                 warn!(%error, "a data link cannot be accepted");
@@ -130,19 +138,9 @@ pub(super) async fn keep_accepting(
         let (volumes, me, config, log) = (volumes.clone(), me.clone(), Arc::clone(&config), Arc::clone(&log));
         let (lobby, guard) = (Arc::clone(&lobby), Arc::clone(&guard));
         tokio::spawn(async move {
-            let seated = lobby.seat(accept(stream, &volumes, &me, &config, &guard)).await;
-            let outcome = seated.unwrap_or(Err(ExchangeError::Slow));
-            let from = from.ip().to_string();
-            let mut log = log.lock().expect("nobody panics with the log in hand");
-            // A scan from many addresses must not grow this for ever.
-            if log.len() > 64 {
-                log.clear();
-            }
-            let log = log.entry(from.clone()).or_default();
-            match outcome {
-                Ok(()) => log.clear(),
-                Err(why) => log.tell("", &from, &why.to_string()),
-            }
+            let source = Some(Source::of(from.ip()));
+            let seated = lobby.seat_from(source, accept(stream, &volumes, &me, &config, &guard)).await;
+            log.note(from.ip(), seated.unwrap_or(Err(ExchangeError::Slow)).err().map(|why| why.to_string()));
         });
     }
 }
@@ -271,6 +269,38 @@ fn jittered(backoff: Duration) -> Duration {
     backoff / 1024 * (512 + part)
 }
 
+/// What is logged of connections that came in. What the addresses of nodes cause is always told; strangers, who may be many, have a quota.
+struct StrangersLog {
+    nodes: Vec<IpAddr>,
+    quota: Quota,
+    told: Mutex<BTreeMap<IpAddr, OncePerChange>>,
+}
+
+impl StrangersLog {
+    fn of(config: &Config) -> Self {
+        let nodes = config.nodes.iter().map(|node| node.data.ip()).collect();
+        Self { nodes, quota: Quota::of_strangers(), told: Mutex::default() }
+    }
+
+    /// A connection from `from` came to nothing for this reason, or became a link.
+    fn note(&self, from: IpAddr, why: Option<String>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(why) = why else {
+            told.remove(&from);
+            return;
+        };
+        let is_node = self.nodes.contains(&from);
+        // A scan from many addresses must not grow this for ever.
+        if told.len() >= STRANGERS_TOLD && !told.contains_key(&from) {
+            told.retain(|address, _| self.nodes.contains(address));
+        }
+        let once = told.entry(from).or_default();
+        if once.last != why && (is_node || self.quota.take()) {
+            once.tell("", &from.to_string(), &why);
+        }
+    }
+}
+
 /// Logs a reason when it is another than the last one.
 #[derive(Default)]
 struct OncePerChange {
@@ -299,6 +329,27 @@ mod tests {
         for (a, b) in [("alpha", "beta"), ("n1", "n10"), ("A", "a")] {
             assert!(dials(a, b) != dials(b, a));
         }
+    }
+
+    /// A scan from many addresses fills neither the memory nor the disk of the log, and hides no trouble of a node.
+    #[test]
+    fn strangers_have_a_quota_in_the_log_and_nodes_have_not() {
+        let text = include_str!("../../docs/repblk.example.toml");
+        let config = Config::parse(text, std::path::Path::new("example")).expect("the example is right");
+        let log = StrangersLog::of(&config);
+        let peer = config.nodes[1].data.ip();
+        for n in 0..10_000u32 {
+            log.note(IpAddr::V4(n.into()), Some("it speaks no TLS".to_owned()));
+        }
+        let last = |address: IpAddr| log.told.lock().expect("whole").get(&address).map(|once| once.last.clone());
+        assert_eq!(last(IpAddr::V4(9_999.into())), Some(String::new()), "its quota is used up: it is not told");
+        log.note(peer, Some("its certificate expired".to_owned()));
+        assert_eq!(last(peer).as_deref(), Some("its certificate expired"));
+        (0..1000u32).for_each(|n| log.note(IpAddr::V4(n.into()), Some("again".to_owned())));
+        assert_eq!(last(peer).as_deref(), Some("its certificate expired"), "a node is not forgotten for strangers");
+        assert!(log.told.lock().expect("whole").len() <= STRANGERS_TOLD + config.nodes.len());
+        log.note(peer, None);
+        assert_eq!(last(peer), None);
     }
 
     #[test]

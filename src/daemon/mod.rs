@@ -5,7 +5,10 @@
 //! [`crate::dataplane::mailbox`], the only seam to the data plane. The room must never know a frame, a request or a
 //! buffer, and nothing in it waits for a volume's thread without a bound.
 
+pub(crate) mod accounts;
+mod admission;
 pub mod agent;
+pub mod beat;
 mod beat_path;
 pub mod config;
 pub mod control;
@@ -19,9 +22,9 @@ mod hello_exchange;
 pub mod identity;
 pub mod init;
 mod links;
-mod lobby;
+pub(crate) mod lobby;
 pub mod logs;
-mod printable;
+pub(crate) mod printable;
 mod saved;
 pub mod security;
 mod serve;
@@ -30,7 +33,7 @@ pub mod signature;
 pub(crate) mod sockets;
 mod start;
 pub mod status;
-mod stream;
+pub(crate) mod stream;
 
 use crate::condition::Mode;
 

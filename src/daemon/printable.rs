@@ -1,7 +1,7 @@
 //! Text of others, made fit for a terminal and a log.
 
 /// `text` as one line: control characters, which could break the line or command the terminal, are shown as escapes.
-pub(super) fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() {

@@ -2,20 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
-use super::config::{Config, Node};
+use super::config::{Config, NbdRule, Node};
 use super::identity::cluster_id;
 use crate::tls::{Holder, Keyring, Keys, day_of};
 use crate::wire::sealed::Secret;
-
-/// The keys are looked at so often.
-pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// A warning that stays is repeated in the log so often.
-const REPEAT: Duration = Duration::from_secs(86_400);
 
 /// What is known of the node's keys, and of datagrams that were not believed. Part of [`Status`](super::status::Status).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,12 +19,21 @@ pub struct SecurityStatus {
     pub certificate_until: Option<String>,
     /// What an operator must do about the keys; null when nothing.
     pub warning: Option<String>,
+    /// Whether NBD clients of other hosts speak TLS: `require`, `allow` or `off`; null when no listener of this node is reached by any.
+    #[serde(default)]
+    pub nbd_tls: Option<String>,
+    /// That strangers are served, where they are.
+    #[serde(default)]
+    pub nbd_warning: Option<String>,
     /// Heartbeats that nobody with the cluster's secret made for this path.
     pub heartbeats_forged: u64,
     /// Genuine heartbeats that were heard before, or answered nothing.
     pub heartbeats_replayed: u64,
     /// Datagrams that are no heartbeats, or came from an address of no node.
     pub datagrams_foreign: u64,
+    /// Connections that were turned away because their address opened them faster than `[limits]` allows.
+    #[serde(default)]
+    pub connections_turned_away: u64,
 }
 
 /// Datagrams that were not believed.
@@ -47,7 +49,11 @@ pub(super) struct Disbelieved {
 pub(super) struct Guard {
     mode: &'static str,
     keyring: Option<Keyring>,
+    /// What holds for NBD clients of other hosts.
+    clients: Option<NbdRule>,
     pub(super) disbelieved: Disbelieved,
+    /// Connections that came faster than allowed.
+    pub(super) turned_away: Arc<AtomicU64>,
 }
 
 impl Guard {
@@ -64,14 +70,16 @@ impl Guard {
                  docs/security.md; or say insecure = true in [security]"
             )
         })?;
-        let mode = config.security.word();
-        Ok(Arc::new(Self { mode, keyring, disbelieved: Disbelieved::default() }))
+        let (mode, clients) = (config.security.word(), config.nbd_tls.remote([me]));
+        let (disbelieved, turned_away) = (Disbelieved::default(), Arc::default());
+        Ok(Arc::new(Self { mode, keyring, clients, disbelieved, turned_away }))
     }
 
     /// For tests of what has nothing to do with keys.
     #[cfg(test)]
     pub(super) fn without_keys() -> Arc<Self> {
-        Arc::new(Self { mode: "loopback", keyring: None, disbelieved: Disbelieved::default() })
+        let (disbelieved, turned_away) = (Disbelieved::default(), Arc::default());
+        Arc::new(Self { mode: "loopback", keyring: None, clients: None, disbelieved, turned_away })
     }
 
     /// The keys as they are now; none without TLS.
@@ -91,27 +99,19 @@ impl Guard {
             mode: self.mode.to_owned(),
             certificate_until: self.keys().map(|keys| day_of(keys.not_after)),
             warning: self.keyring.as_ref().and_then(Keyring::warning),
+            nbd_tls: self.clients.map(|rule| rule.mode.word().to_owned()),
+            nbd_warning: self.clients.filter(|rule| rule.is_open()).map(|rule| format!("NBD: {}", rule.meaning())),
             heartbeats_forged: count(&self.disbelieved.forged),
             heartbeats_replayed: count(&self.disbelieved.replayed),
             datagrams_foreign: count(&self.disbelieved.foreign),
+            connections_turned_away: count(&self.turned_away),
         }
     }
 
     /// Warns of what an operator must do, once when it comes up and then once a day, for ever.
     pub(super) async fn keep_warning(self: Arc<Self>) {
-        let Some(keyring) = &self.keyring else { return };
-        let mut told: Option<(String, tokio::time::Instant)> = None;
-        loop {
-            let warning = keyring.warning();
-            let new = |text: &String| told.as_ref().is_none_or(|(last, at)| last != text || at.elapsed() >= REPEAT);
-            if let Some(text) = warning.clone().filter(new) {
-                warn!("{text}");
-                told = Some((text, tokio::time::Instant::now()));
-            }
-            if warning.is_none() {
-                told = None;
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        if let Some(keyring) = &self.keyring {
+            keyring.keep_warning().await;
         }
     }
 }

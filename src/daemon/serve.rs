@@ -5,21 +5,20 @@ use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::beat_path::BeatPaths;
 use super::config::{Config, NbdAddress, Node, Security};
-use super::control::server::{ControlDesk, LOBBY_SEATS, OPEN_MAX};
+use super::control::access::Doorkeeper;
+use super::control::server::{ControlDesk, Room};
 use super::events::EventHub;
 use super::exports::ExportDesk;
 use super::failover::{self, Post, Surroundings};
 use super::handle::VolumeHandle;
 use super::heartbeat::{Ear, Heartbeat};
 use super::identity::random_u64;
-use super::lobby::Lobby;
 use super::security::Guard;
 use super::sockets::{self, UnixSocket};
 use super::start::{self, Started};
@@ -75,8 +74,8 @@ struct Daemon {
 }
 
 impl Listeners {
-    fn bind(me: &Node) -> Result<Self, String> {
-        let control = UnixSocket::bind(&me.control, 0o600, "control")?;
+    fn bind(me: &Node, keeper: &Doorkeeper) -> Result<Self, String> {
+        let control = UnixSocket::bind_for(&me.control, keeper.mode(), keeper.group(), "control")?;
         let data = sockets::tcp(me.data, "data links")?;
         let (mut nbd_unix, mut nbd_tcp) = (Vec::new(), Vec::new());
         for address in &me.nbd {
@@ -98,7 +97,8 @@ impl Daemon {
         if config.volumes_of(&me.name).next().is_none() {
             return Err(format!("no volume has a copy on node {}; there is nothing to serve", me.name));
         }
-        let listeners = Listeners::bind(&me)?;
+        let keeper = Doorkeeper::new(&me.name, &config.control)?;
+        let listeners = Listeners::bind(&me, &keeper)?;
         let incarnation = random_u64().map_err(|error| format!("no random number can be had: {error}"))?;
         let events = EventHub::new(&me.name);
         let guard = Guard::new(&config, &me)?;
@@ -128,7 +128,7 @@ impl Daemon {
         let posts = volumes.iter().map(|volume| failover::start(&around, volume, &mut services));
         let posts = posts.collect::<Result<Vec<Post>, String>>()?;
         let mut daemon = Self { me, volumes, posts, mailboxes, doors: Vec::new(), services, terminate, interrupt };
-        daemon.open(&config, listeners, events, (incarnation, paths, guard));
+        daemon.open(&config, (listeners, keeper), events, (incarnation, paths, guard));
         daemon.greet(&config);
         Ok(daemon)
     }
@@ -137,7 +137,7 @@ impl Daemon {
     fn open(
         &mut self,
         config: &Arc<Config>,
-        listeners: Listeners,
+        (listeners, keeper): (Listeners, Doorkeeper),
         events: EventHub,
         (incarnation, paths, guard): (u64, Arc<BeatPaths>, Arc<Guard>),
     ) {
@@ -152,8 +152,9 @@ impl Daemon {
             ear: Arc::clone(&ear),
             guard: Arc::clone(&guard),
             events,
-            lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
-            open: Semaphore::new(OPEN_MAX),
+            keeper,
+            operators: Room::for_operators(),
+            readers: Room::for_readers(),
         };
         self.services.push(tokio::spawn(Arc::new(desk).keep_serving(control)));
         let beats = Arc::new(Heartbeat {
@@ -202,6 +203,11 @@ impl Daemon {
         match &config.security {
             Security::Insecure => warn!("{}", config.security.meaning()),
             Security::Keys(_) | Security::Loopback => info!("{}", config.security.meaning()),
+        }
+        match config.nbd_tls.remote([&self.me]) {
+            Some(rule) if rule.is_open() => warn!("NBD: {}", rule.meaning()),
+            Some(rule) => info!("NBD: {}", rule.meaning()),
+            None => {}
         }
         for volume in &self.volumes {
             let mode = volume.spec.mode;

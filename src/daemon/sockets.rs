@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tracing::warn;
 
 /// A TCP listener on `address`; `what` is listened for.
 ///
@@ -51,6 +52,14 @@ impl UnixSocket {
     /// # Errors
     /// As [`tcp`].
     pub(crate) fn bind(path: &Path, mode: u32, what: &str) -> Result<Self, String> {
+        Self::bind_for(path, mode, None, what)
+    }
+
+    /// As [`UnixSocket::bind`], for the members of `group`. Where this process may not give it to the group, the group has no rights.
+    ///
+    /// # Errors
+    /// As [`tcp`].
+    pub(crate) fn bind_for(path: &Path, mode: u32, group: Option<u32>, what: &str) -> Result<Self, String> {
         let place = path.display().to_string();
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => return Err(complaint(what, &place, &io::ErrorKind::AddrInUse.into())),
@@ -64,15 +73,50 @@ impl UnixSocket {
         let listen = || {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
+                is_safe(folder)?;
             }
-            let listener = std::os::unix::net::UnixListener::bind(path)?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-            listener.set_nonblocking(true)?;
-            UnixListener::from_std(listener)
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            let bound = permit(path, mode, group).and_then(|()| {
+                // Nobody can connect before this, whatever the permissions were until now.
+                socket.listen(128)?;
+                socket.set_nonblocking(true)?;
+                UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
+            });
+            bound.inspect_err(|_| drop(std::fs::remove_file(path)))
         };
         let listener = listen().map_err(|error| complaint(what, &place, &error))?;
         Ok(Self { listener, path: path.to_path_buf() })
     }
+}
+
+/// Insists that nobody but its owner can put another file in the place of one in `folder`.
+fn is_safe(folder: &Path) -> io::Result<()> {
+    let mode = std::fs::metadata(folder)?.permissions().mode();
+    if mode & 0o1002 == 0o002 {
+        let what = "every user may remove files in its folder and put others in their place (chmod o-w)";
+        return Err(io::Error::other(what));
+    }
+    Ok(())
+}
+
+/// Gives a socket's file to those whom it is for.
+fn permit(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
+    let mut mode = mode;
+    let has = std::fs::symlink_metadata(path)?.gid();
+    if let Some(group) = group.filter(|&group| group != has) {
+        match std::os::unix::fs::lchown(path, None, Some(group)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                warn!(
+                    socket = %path.display(), group,
+                    "this process may give its socket only to its own groups; members of this one cannot use it"
+                );
+                mode &= !0o070;
+            }
+            given => given?,
+        }
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 impl Drop for UnixSocket {
@@ -117,6 +161,45 @@ mod tests {
         assert!(refused.contains("another process listens there"), "{refused}");
         drop(live);
         assert!(!path.exists(), "removed at the end");
+    }
+
+    /// Found by reading: the socket listened under the process's file mask before it had its permissions.
+    #[tokio::test]
+    async fn permissions_are_there_before_anybody_can_connect() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let (done, watching) = (std::sync::atomic::AtomicBool::new(false), path.clone());
+        let seen = std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut seen = Vec::new();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    // Whoever gets in looks what the permissions were that let him.
+                    if std::os::unix::net::UnixStream::connect(&watching).is_ok() {
+                        seen.extend(std::fs::metadata(&watching).map(|facts| facts.permissions().mode() & 0o777));
+                    }
+                }
+                seen
+            });
+            for _ in 0..200 {
+                drop(UnixSocket::bind(&path, 0o600, "control").expect("binds"));
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            watcher.join().expect("ends")
+        });
+        assert!(seen.iter().all(|&mode| mode == 0o600), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_folder_in_which_everybody_may_replace_files_is_no_place() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let bind = |mode| {
+            std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).expect("is ours");
+            UnixSocket::bind(&path, 0o600, "control").map(drop)
+        };
+        assert!(bind(0o777).expect_err("anybody's").contains("put others in their place"));
+        bind(0o1777).expect("as /tmp is");
+        bind(0o755).expect("the owner's");
     }
 
     #[tokio::test]

@@ -61,7 +61,8 @@ pub(super) fn start(
     let volume = Volume::new(volume_config(config, me, spec), recovered, entropy);
     let quarter = usize::try_from(spec.pool_bytes / 4).map_err(|error| named(&error))?;
     let pool = PoolSizes { clients: 2 * quarter, reads: quarter, resync: quarter, ..PoolSizes::default() };
-    let params = ThreadParams { name: spec.name.clone(), volume, disk, volume_len, pool, spin: spec.spin };
+    let (name, spin, client_idle) = (spec.name.clone(), spec.spin, config.limits.client_idle);
+    let params = ThreadParams { name, volume, disk, volume_len, pool, spin, client_idle };
     let (sender, news) = mpsc::channel(NEWS_MAX);
     let mailbox = dataplane::start(params, sender).map_err(|error| {
         named(&format!("its thread cannot be started: {error}; check limits of memory and processes"))

@@ -36,7 +36,7 @@ impl<S> Stream<S> {
 }
 
 /// Why a connection failed; for TLS, what TLS says.
-pub(super) fn explain(error: &io::Error) -> String {
+pub(crate) fn explain(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     inner.map_or_else(|| error.to_string(), crate::tls::sentence)
 }

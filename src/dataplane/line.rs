@@ -355,6 +355,73 @@ pub(super) mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Whatever is done on the way to what was sealed, nothing comes out but a beginning of what was sent, and it comes to an end.
+        #[test]
+        fn nothing_but_a_beginning_of_what_was_sent_comes_out(
+            sizes in proptest::collection::vec(0usize..3000, 1..6),
+            damages in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..6, any::<[u8; 8]>()), 0..4),
+            receive in 100usize..5000,
+            first in 1usize..500,
+            second in 0usize..500,
+        ) {
+            let (mut dialler, acceptor) = tls_pair();
+            let (mut sent, mut sealed) = (Vec::new(), Vec::new());
+            for (i, size) in sizes.into_iter().enumerate() {
+                let bytes: Vec<u8> = (0..size).map(|at| u8::try_from((at + 7 * i) % 251).expect("small")).collect();
+                dialler.writer().write_all(&bytes).expect("room");
+                sent.extend(bytes);
+            }
+            dialler.send_close_notify();
+            while dialler.wants_write() {
+                dialler.write_tls(&mut sealed).expect("memory");
+            }
+            let whole = sealed.clone();
+            for (at, what, bytes) in damages {
+                let at = at.index(sealed.len());
+                match what {
+                    0 => sealed[at] ^= bytes[0] | 1,
+                    1 => drop(sealed.splice(at..at, bytes)),
+                    2 => drop(sealed.drain(at..(at + 1 + usize::from(bytes[0])).min(sealed.len()))),
+                    3 => sealed.extend_from_within(at..),
+                    // Records in the clear, where only sealed ones are to come: data, and an end that nobody has signed.
+                    4 => drop(sealed.splice(0..0, [&[23, 3, 3, 0, 8][..], &bytes].concat())),
+                    _ => drop(sealed.splice(0..0, [21, 3, 3, 0, 2, 1, 0])),
+                }
+                if sealed.is_empty() {
+                    sealed = bytes.to_vec();
+                }
+            }
+            // A socket has room for it.
+            sealed.truncate(60_000);
+            let (mut near, far) = UnixStream::pair().expect("a pair");
+            far.set_nonblocking(true).expect("set");
+            let mut line = Line::new(Negotiated { socket: far.into(), tls: Some(Box::new(acceptor)) }, receive);
+            near.write_all(&sealed).expect("connected");
+            drop(near);
+            let mut got = Vec::new();
+            let mut ended = None;
+            for _ in 0..sealed.len() + 10 {
+                let (mut a, mut b) = (vec![0; first], vec![0; second]);
+                match line.read(&mut [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)]) {
+                    Ok(Received::Bytes { count, .. }) => got.extend_from_slice(&[a, b].concat()[..count]),
+                    Ok(Received::Nothing | Received::NoMemory) => {}
+                    Ok(Received::End) => ended = Some(true),
+                    Err(_) => ended = Some(false),
+                }
+                if ended.is_some() {
+                    break;
+                }
+            }
+            prop_assert!(ended.is_some(), "it goes on for ever");
+            prop_assert!(sent.starts_with(&got));
+            if sealed == whole {
+                prop_assert!(ended == Some(true) && got == sent);
+            }
+        }
+    }
+
     #[test]
     fn a_changed_byte_ends_the_connection() {
         let (mut dialler, acceptor) = tls_pair();
@@ -376,7 +443,9 @@ pub(super) mod tests {
     #[test]
     fn keys_are_changed_when_a_suite_wants_it() {
         use rustls::crypto::ring::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider};
-        let rustls::SupportedCipherSuite::Tls13(original) = TLS13_AES_128_GCM_SHA256;
+        let rustls::SupportedCipherSuite::Tls13(original) = TLS13_AES_128_GCM_SHA256 else {
+            unreachable!("it is named so");
+        };
         let common = rustls::crypto::CipherSuiteCommon { confidentiality_limit: 50, ..suite_common(&original.common) };
         let short: &'static _ = Box::leak(Box::new(rustls::Tls13CipherSuite { common, ..*original }));
         let provider = rustls::crypto::CryptoProvider {

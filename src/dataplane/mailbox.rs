@@ -263,7 +263,7 @@ impl Letters {
         Moment(self.lease.load(Ordering::Acquire))
     }
 
-    /// The next letter. Clear [`Letters::wake`] before the first call of a round.
+    /// The next letter.
     pub(super) fn next(&mut self) -> Option<Letter> {
         self.letters.try_recv().ok()
     }

@@ -43,6 +43,9 @@ mod engine;
 mod engine_tests;
 #[cfg(test)]
 mod follow_tests;
+mod idle;
+#[cfg(test)]
+mod idle_tests;
 #[cfg(test)]
 mod lease_tests;
 mod line;
@@ -74,5 +77,5 @@ pub use line::Negotiated;
 pub use mailbox::{Mailbox, PostError};
 pub use open::{Disk, DiskConfig, MetadataPlace, OpenError};
 pub use pool::PoolSizes;
-pub use sys::{Process, broadcast_arp, interface, kill_group, now};
+pub use sys::{Process, broadcast_arp, interface, keep_memory_private, kill_group, now, peer_groups};
 pub use thread::{SPIN_DEFAULT, ThreadParams, start};

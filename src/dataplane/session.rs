@@ -13,7 +13,7 @@ use super::pool::{Area, Pool, block_len};
 use super::receiver::{Body, Received, Receiver};
 use super::share::Share;
 use crate::nbd::{self, ExportInfo, Handover, Header, MetaContexts, Mode, NbdError, ReplyTo, Request, Terms};
-use crate::units::{BLOCK_SIZE, BufId, ByteRange, GenerationId, SessionId};
+use crate::units::{BLOCK_SIZE, BufId, ByteRange, GenerationId, Moment, SessionId};
 use crate::volume::io::HostError;
 
 /// Pieces of requests a client may have outstanding; more are left in its socket.
@@ -89,6 +89,8 @@ pub(super) struct Session {
     pub(super) queued_for_memory: bool,
     /// What it may hold.
     pub(super) share: Share,
+    /// When it was last seen to be busy.
+    pub(super) busy_at: Moment,
     /// Sending failed: replies are dropped, but what the client sent before it went is still done.
     deaf: bool,
     terms: Terms,
@@ -129,6 +131,7 @@ impl Session {
             room_watched: false,
             queued_for_memory: false,
             share,
+            busy_at: Moment::default(),
             deaf: false,
             terms,
             stage: Stage::Header,
@@ -190,6 +193,12 @@ impl Session {
         };
         let fits = self.unread() + block_len(len) <= self.share.unread || self.unread() == 0;
         (free && fits).then(|| u64::try_from(len).expect("usize has at most 64 bits"))
+    }
+
+    /// True when the client has nothing under way, has taken its replies, and owes no part of a request.
+    pub(super) fn is_idle(&self) -> bool {
+        let quiet = self.requests.pieces() == 0 && self.is_flushed() && self.unread() == 0;
+        quiet && matches!(self.stage, Stage::Header) && !self.receiver.holds_memory() && !self.readable
     }
 
     /// True when a receive needs fresh memory.

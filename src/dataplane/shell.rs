@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::effects::Local;
 use super::engine::{Engine, Outcome};
+use super::idle::IdleWatch;
 use super::line::{Line, Negotiated};
 use super::link::Link;
 use super::mailbox::{ClientManners, Counters, DIRTY_RUN_BLOCKS_MAX, DIRTY_RUNS_MAX, Letter, Letters, News, State};
@@ -106,6 +107,8 @@ pub(super) struct Shell<M> {
     pub(super) holders: Holders,
     /// Reads under way whose zeros need no buffer; a handful, of resync.
     pub(super) sparse_reads: Vec<(OpId, ByteRange)>,
+    /// Who asks for nothing for long.
+    pub(super) idle: IdleWatch,
     /// Connections to end, and why.
     pub(super) doomed: Vec<(SessionId, String)>,
     pub(super) links: Vec<Link>,
@@ -160,6 +163,7 @@ impl<M: Machine> Shell<M> {
             resync_reads: ReadQueue::new(Area::Resync),
             holders: Holders::default(),
             sparse_reads: Vec::new(),
+            idle: IdleWatch::default(),
             doomed: Vec::new(),
             links: Vec::new(),
             counters: Counters::default(),
@@ -233,6 +237,7 @@ impl<M: Machine> Shell<M> {
             self.step(Input::Wake);
         }
         self.hear_peers();
+        self.end_idle_clients();
         self.serve_clients();
         self.settle()?;
         self.step(Input::TurnEnd);
@@ -269,6 +274,7 @@ impl<M: Machine> Shell<M> {
         [
             self.machine.next_deadline().map(until),
             self.links.iter().filter_map(|link| link.closing.as_ref()).map(|(end, _)| until(*end)).min(),
+            self.idle.deadline().filter(|_| !self.sessions.is_empty()).map(until),
             self.news_kept.then_some(NEWS_RETRY),
             self.engine.is_held_up().then_some(Duration::from_millis(1)),
         ]
@@ -328,8 +334,8 @@ impl<M: Machine> Shell<M> {
 
     fn note(&mut self, event: Ready) {
         match event.token {
-            MAILBOX => self.letters.wake().clear(),
-            DISK => self.engine.wake().clear(),
+            // The next turn looks there anyway, and an edge needs no clearing.
+            MAILBOX | DISK => {}
             token if token & LINK != 0 => {
                 if let Some(link) = self.links.iter_mut().find(|link| link.token == token) {
                     link.readable |= event.readable;
@@ -415,7 +421,8 @@ impl<M: Machine> Shell<M> {
         // Replies gather in one send each turn; waiting for more to come would only delay them. Not for Unix sockets.
         let _ = line.socket().set_tcp_nodelay(true);
         let share = Share::among(self.holders, &self.pool);
-        let session = Session::new(id, line, manners, self.volume_len, leftover, from, share);
+        let mut session = Session::new(id, line, manners, self.volume_len, leftover, from, share);
+        session.busy_at = self.now;
         let place = self.sessions.binary_search_by_key(&id, |s| s.id).expect_err("sessions have numbers of their own");
         self.sessions.insert(place, session);
         self.step(Input::HostHere { session: id });

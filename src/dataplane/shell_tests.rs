@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::backend::BackendChoice;
+use super::idle::IdleWatch;
 use super::line::Negotiated;
 use super::mailbox::{ClientManners, Letter, Mailbox, News};
 use super::open::{Disk, DiskConfig, MetadataPlace, OpenError};
@@ -282,7 +283,16 @@ impl Node {
         Self::with_disk(sizes, "/dev/shm", false)
     }
 
+    /// Clients that ask for nothing for `limit` are ended.
+    pub(super) fn with_idle_limit(sizes: PoolSizes, limit: Duration) -> Self {
+        Self::with(sizes, "/dev/shm", false, IdleWatch::new(Some(limit)))
+    }
+
     fn with_disk(sizes: PoolSizes, folder: &str, direct: bool) -> Self {
+        Self::with(sizes, folder, direct, IdleWatch::new(None))
+    }
+
+    fn with(sizes: PoolSizes, folder: &str, direct: bool, idle: IdleWatch) -> Self {
         let file = tempfile::NamedTempFile::new_in(folder).expect("a file");
         file.as_file().set_len(LEN + (8 << 20)).expect("sparse");
         let disk = Disk::open(&DiskConfig { direct, ..config(&file) }).expect("opens");
@@ -291,7 +301,8 @@ impl Node {
         seen.serving.store(true, Ordering::SeqCst);
         let (sender, news) = mpsc::channel(4);
         let spin = Duration::from_micros(50);
-        let (mailbox, shell) = prepare(Script::new(&seen), disk, LEN, sizes, spin, sender).expect("prepared");
+        let (mailbox, mut shell) = prepare(Script::new(&seen), disk, LEN, sizes, spin, sender).expect("prepared");
+        shell.idle = idle;
         let thread = std::thread::spawn(move || shell.run());
         Self { mailbox, news, seen, file, thread }
     }

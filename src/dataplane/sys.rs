@@ -51,13 +51,6 @@ impl EventFd {
         // SAFETY: eight readable bytes are given. The only failure is a full counter, which wakes just as well.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
-
-    /// Makes the descriptor unreadable until the next signal.
-    pub(super) fn clear(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: eight writable bytes are given. The only failure is an empty counter, which is what is wanted.
-        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    }
 }
 
 impl AsFd for EventFd {
@@ -367,6 +360,44 @@ pub fn broadcast_arp(interface: u32, packet: &[u8]) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The further groups of the process at the other end of a Unix connection, as they were when it connected.
+///
+/// # Errors
+/// The kernel is older than 4.13, or it is no such connection.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let room = size_of_val(groups.as_slice());
+        let mut len = libc::socklen_t::try_from(room).expect("a small list");
+        // SAFETY: `groups` has room for `len` bytes, and any bytes are numbers.
+        let asked = check(unsafe {
+            let place = groups.as_mut_ptr().cast();
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, place, &mut len)
+        });
+        let count = usize::try_from(len).expect("at most what a process can have") / size_of::<libc::gid_t>();
+        match asked {
+            // There are more, and the kernel has said how many; no process has more than this.
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < PROCESS_GROUPS_MAX => {
+                groups.resize(count.clamp(groups.len() + 1, PROCESS_GROUPS_MAX), 0);
+            }
+            asked => {
+                asked?;
+                groups.truncate(count);
+                return Ok(groups);
+            }
+        }
+    }
+}
+
+/// `NGROUPS_MAX` of linux/limits.h.
+const PROCESS_GROUPS_MAX: usize = 65_536;
+
+/// From here on this process leaves no core dump, and another of the same user cannot look into its memory, where the keys are.
+pub fn keep_memory_private() {
+    // SAFETY: the call takes no pointers. It fails for no value but a wrong one.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
 /// Takes the open-file-description lock on the whole file. False when another open file holds it.
 pub(super) fn lock_description(file: &File) -> io::Result<bool> {
     let narrow = |n: libc::c_int| libc::c_short::try_from(n).expect("a small constant");
@@ -416,17 +447,30 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_those_of_the_other_end() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("Linux says so");
+        let expected: Vec<u32> = line.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+        assert_eq!(peer_groups(one.as_fd()).expect("told"), expected);
+        let file = File::open("/dev/null").expect("is there");
+        assert!(peer_groups(file.as_fd()).is_err(), "a file has no other end");
+    }
+
+    #[test]
     fn an_event_descriptor_wakes_once_for_many_signals() {
         let (event, mut epoll) = (EventFd::new().expect("eventfd"), Epoll::new().expect("epoll"));
         epoll.add(event.as_fd(), 7).expect("registered");
         event.signal();
         event.signal();
-        let mut ready = Vec::new();
-        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
-        assert!(ready.iter().any(|r| r.token == 7 && r.readable));
-        event.clear();
-        ready.clear();
-        epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
-        assert!(!ready.iter().any(|r| r.readable));
+        let mut woken = || {
+            let mut ready = Vec::new();
+            epoll.wait(Some(Duration::ZERO), &mut ready).expect("waited");
+            ready.iter().any(|r| r.token == 7 && r.readable)
+        };
+        assert!(woken());
+        assert!(!woken());
+        event.signal();
+        assert!(woken());
     }
 }

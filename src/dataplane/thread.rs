@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 
+use super::idle::IdleWatch;
 use super::mailbox::{Mailbox, News, mailbox};
 use super::newsroom::Newsroom;
 use super::open::Disk;
@@ -30,6 +31,8 @@ pub struct ThreadParams {
     pub pool: PoolSizes,
     /// How long to poll the network after traffic before sleeping; zero: not at all.
     pub spin: Duration,
+    /// A client that asks for nothing for so long is disconnected; none: never.
+    pub client_idle: Option<Duration>,
 }
 
 /// Starts the thread. It ends by [`Letter::Stop`](super::mailbox::Letter::Stop), or with a reason in
@@ -38,12 +41,13 @@ pub struct ThreadParams {
 /// # Errors
 /// When memory, a descriptor or the thread cannot be had.
 pub fn start(params: ThreadParams, news: Sender<News>) -> io::Result<Mailbox> {
-    let ThreadParams { name, volume, disk, volume_len, pool, spin } = params;
+    let ThreadParams { name, volume, disk, volume_len, pool, spin, client_idle } = params;
     assert!(volume_len <= disk.data_len(), "the daemon compares the superblock with the device");
     // On a single processor whoever is waited for can only run when this thread does not.
     let alone = std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
     let spin = if alone { Duration::ZERO } else { spin };
-    let (mailbox, shell) = prepare(volume, disk, volume_len, pool, spin, news)?;
+    let (mailbox, mut shell) = prepare(volume, disk, volume_len, pool, spin, news)?;
+    shell.idle = IdleWatch::new(client_idle);
     let thread = std::thread::Builder::new().name(name).spawn(move || drop(shell.run()))?;
     mailbox.attend(thread);
     Ok(mailbox)

@@ -172,6 +172,7 @@ impl<M: Machine> Shell<M> {
         };
         self.heard += 1;
         self.moved = true;
+        session.busy_at = self.now;
         let tag = session.admit(piece_of, to, kind, range);
         let session = session.id;
         self.step(Input::Host { session, tag, op, range, fua });

@@ -1,7 +1,7 @@
 //! A device of the kernel's NBD client that follows the primary.
 //!
 //! Requests never come here: the kernel holds them, and sends again what was not answered when it gets a new connection. This
-//! finds the primary, judges it, and hands the socket to the kernel.
+//! finds the primary, judges it, and hands the socket to the kernel; with TLS, one end of a [`Tunnel`].
 //!
 //! - A connection ends when the node ends it, or when the kernel has had no answer for [`TIMEOUT_S`] and gives it up; either way the
 //!   kernel shuts the socket down, which is seen here on a second handle of it.
@@ -13,7 +13,7 @@
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -25,6 +25,8 @@ use super::dial::{Found, Search};
 use super::hub::Event;
 use super::memory::Memory;
 use super::netlink::{Netlink, Terms};
+use super::tunnel::Tunnel;
+use super::upstream::Wire;
 use crate::attach::OnDoubt;
 use crate::attach::judge::{Claim, Judgement, judge};
 use crate::nbd::Standing;
@@ -58,6 +60,7 @@ struct Live {
     standing: Box<Standing>,
     offered: usize,
     next_offer: Instant,
+    _tunnel: Option<Tunnel>,
     _kept: oneshot::Sender<()>,
 }
 
@@ -167,7 +170,7 @@ impl Device {
     fn hear(&mut self, event: Event) -> Result<bool, String> {
         match event {
             Event::Found(found) => self.found(found)?,
-            Event::NotFound { address, why } => self.servers.note(address, why),
+            Event::NotFound { address, miss } => self.servers.note(&self.volume, address, miss),
             Event::Control { ask, answer } => {
                 let _ = answer.send(self.status());
                 if ask == Ask::Detach {
@@ -227,15 +230,16 @@ impl Device {
         self.proven = Some(((*standing).clone(), size));
         self.flags = flags;
         self.doubt = None;
-        let socket = wire.into_socket().map_err(|error| format!("the connection cannot be handed over: {error}"))?;
-        let socket = Socket::from(socket);
+        let handed = hand_over(wire).map_err(|error| format!("the connection cannot be handed over: {error}"))?;
+        let (socket, tunnel) = (Socket::from(handed.0), handed.1);
         let gap_ms = self.lost_at.take().map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.failovers += u64::from(gap_ms.is_some());
         self.gap_ms = gap_ms.or(self.gap_ms);
         let (node, term, generation) = (&standing.node, standing.term.0, standing.lineage.current);
         info!(volume = self.volume, node, term, %generation, gap_ms, "following the primary");
         self.search.send_replace(Search::Rest);
-        self.live = Some(Live { socket, standing, offered: 0, next_offer: Instant::now(), _kept: kept });
+        self.live =
+            Some(Live { socket, standing, offered: 0, next_offer: Instant::now(), _tunnel: tunnel, _kept: kept });
         self.offer()
     }
 
@@ -330,6 +334,18 @@ impl Device {
     }
 }
 
+/// The socket for the kernel, and what carries it on over TLS.
+fn hand_over(wire: Wire) -> std::io::Result<(OwnedFd, Option<Tunnel>)> {
+    Ok(match wire {
+        Wire::Tcp(stream) => (stream.into_std()?.into(), None),
+        Wire::Unix(stream) => (stream.into_std()?.into(), None),
+        Wire::Tls(stream) => {
+            let (socket, tunnel) = Tunnel::open(stream)?;
+            (socket, Some(tunnel))
+        }
+    })
+}
+
 /// What the kernel knows a device's content by.
 fn identity(standing: &Standing) -> String {
     format!("repblk:{}:{}", standing.cluster, standing.volume)
@@ -378,7 +394,7 @@ mod tests {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
         ours.set_nonblocking(true).expect("set");
         let mut kernels = ours.try_clone().expect("a second handle");
-        let socket = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let socket = Socket::from(OwnedFd::from(ours));
         std::io::Write::write_all(&mut theirs, b"data").expect("sent");
         assert!(!is_over(&socket), "data is no end");
         let mut data = [0; 4];

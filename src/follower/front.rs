@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::hub::{Event, Question};
 use crate::attach::Class;
+use crate::daemon::lobby::Lobby;
 use crate::daemon::sockets::UnixSocket;
 use crate::nbd::constants::{self as c, EXTENDED_REQUEST_LEN};
 use crate::nbd::{
@@ -23,6 +24,10 @@ use crate::units::ByteRange;
 
 /// Longest time for a negotiation.
 const NEGOTIATION_TIME: Duration = Duration::from_secs(10);
+/// Clients that negotiate at one time; one more takes the place of the oldest.
+const LOBBY_SEATS: usize = 32;
+/// Clients served at one time. The socket is one user's: more are a program that went wrong.
+const CLIENTS_MAX: usize = 64;
 /// Requests one client may have open.
 const OPEN_MAX: u32 = 128;
 /// KiB of payload that all clients together may have open. The longest payload must fit.
@@ -34,7 +39,7 @@ pub(super) struct Outgoing {
     head: Vec<u8>,
     data: Vec<u8>,
     /// Given back when it is sent.
-    _room: Option<Room>,
+    _room: Room,
 }
 
 /// A request's share of what may be open.
@@ -65,7 +70,7 @@ impl Asker {
             (code, _) => reply::error(self.to, NbdError::from_code(code), "the primary answered so", &mut head),
         }
         // A client that has gone reads nothing any more.
-        let _ = self.out.send(Outgoing { head, data, _room: Some(self.room) });
+        let _ = self.out.send(Outgoing { head, data, _room: self.room });
     }
 }
 
@@ -74,6 +79,8 @@ pub(super) struct Front {
     size: watch::Receiver<Option<u64>>,
     events: mpsc::Sender<Event>,
     bytes: Arc<Semaphore>,
+    lobby: Arc<Lobby>,
+    clients: Semaphore,
     next_client: AtomicU64,
 }
 
@@ -84,6 +91,8 @@ impl Front {
             size,
             events,
             bytes: Arc::new(Semaphore::new(usize::try_from(KIB_MAX).expect("fits"))),
+            lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
+            clients: Semaphore::new(CLIENTS_MAX),
             next_client: AtomicU64::new(1),
         }
     }
@@ -124,10 +133,10 @@ impl Front {
         let (reader, mut writer) = stream.into_split();
         let mut reader = BufReader::with_capacity(256 << 10, reader);
         let negotiation = self.negotiate(&mut reader, &mut writer, size);
-        let terms = tokio::time::timeout(NEGOTIATION_TIME, negotiation)
-            .await
-            .map_err(|_| "no agreement in time".to_owned())??
-            .terms();
+        let seated = self.lobby.seat(tokio::time::timeout(NEGOTIATION_TIME, negotiation)).await;
+        let agreed = seated.ok_or("newcomers needed its seat before there was agreement")?;
+        let terms = agreed.map_err(|_| "no agreement in time".to_owned())??.terms();
+        let _place = self.clients.try_acquire().map_err(|_| full())?;
         let (out, outgoing) = mpsc::unbounded_channel();
         let client = self.next_client.fetch_add(1, Ordering::Relaxed);
         let sender = tokio::spawn(write(writer, outgoing));
@@ -148,7 +157,7 @@ impl Front {
         writer: &mut OwnedWriteHalf,
         size: u64,
     ) -> Result<Handover, String> {
-        let exports = OneDevice { volume: &self.volume, size };
+        let exports = OneDevice { volume: &self.volume, size, clients: &self.clients };
         let mut out = Vec::new();
         let mut negotiation = Negotiation::start(&mut out);
         let mut bytes = Vec::new();
@@ -180,6 +189,7 @@ impl Front {
 struct OneDevice<'f> {
     volume: &'f str,
     size: u64,
+    clients: &'f Semaphore,
 }
 
 impl Exports for OneDevice<'_> {
@@ -187,6 +197,9 @@ impl Exports for OneDevice<'_> {
         if !name.is_empty() && name != self.volume.as_bytes() {
             let message = format!("there is no such export here; there is only {}", self.volume);
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
+        }
+        if self.clients.available_permits() == 0 {
+            return Err(ExportRefusal { code: RefusalCode::Policy, message: full() });
         }
         Ok(ExportInfo {
             description: format!("repblk volume {}, wherever it is served", self.volume),
@@ -248,9 +261,9 @@ impl Session<'_> {
                 // What is data here and what is not is not known: data is always true enough.
                 let mut extents = Extents::new(range.len(), req_one);
                 extents.push(range.len(), Allocation::Data);
-                return self.say(|out| reply::block_status(to, &extents, out));
+                return self.say(|out| reply::block_status(to, &extents, out)).await;
             }
-            Request::Nothing => return self.say(|out| out.extend_from_slice(reply::nothing(to).as_slice())),
+            Request::Nothing => return self.say(|out| out.extend_from_slice(reply::nothing(to).as_slice())).await,
             Request::Disconnect => unreachable!("handled before"),
         };
         if u32::try_from(range.len()).is_err() {
@@ -288,15 +301,23 @@ impl Session<'_> {
             return Err("it closed the connection in mid-request".to_owned());
         }
         let to = header.reply_to(self.terms.mode);
-        self.say(|out| reply::error(to, reject.error, reject.message, out))
+        self.say(|out| reply::error(to, reject.error, reject.message, out)).await
     }
 
-    fn say(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), String> {
+    /// Answers at once. That takes a place, too: who asks and never reads would fill the memory with answers.
+    async fn say(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), String> {
+        let room = self.room(0).await?;
         let mut head = Vec::new();
         encode(&mut head);
-        let outgoing = Outgoing { head, data: Vec::new(), _room: None };
+        let outgoing = Outgoing { head, data: Vec::new(), _room: room };
         self.out.send(outgoing).map_err(|_| "it reads no more".to_owned())
     }
+}
+
+fn full() -> String {
+    format!(
+        "refused by the rule clients-full: {CLIENTS_MAX} clients are connected to this `repblk attach` already; end some of them"
+    )
 }
 
 fn force(fua: bool) -> u16 {
@@ -313,4 +334,51 @@ async fn write(writer: OwnedWriteHalf, mut outgoing: mpsc::UnboundedReceiver<Out
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that asks what can be answered at once, and never reads, is not read any more: its answers do not fill the memory.
+    #[tokio::test]
+    async fn who_never_reads_its_answers_is_not_listened_to_any_more() {
+        const MANY: usize = 32 << 20;
+        let (events, mut heard) = mpsc::channel(16);
+        let (_size, size) = watch::channel(Some(1 << 20));
+        let front = Arc::new(Front::new("v", size, events));
+        let (mut client, server) = UnixStream::pair().expect("a pair");
+        let serving = tokio::spawn(async move { front.serve(server, 1 << 20).await });
+        client.read_exact(&mut [0; 18]).await.expect("the greeting");
+        let go = [&3u32.to_be_bytes()[..], b"IHAVEOPT", &[0, 0, 0, 7, 0, 0, 0, 6], &[0; 6]].concat();
+        client.write_all(&go).await.expect("is taken");
+        assert!(matches!(heard.recv().await, Some(Event::ClientHere)), "it is served");
+        // A command that nobody knows: refused, with an answer.
+        let mut request = 0x2560_9513u32.to_be_bytes().to_vec();
+        request.extend_from_slice(&[0, 0, 0, 77]);
+        request.resize(28, 0);
+        let (requests, mut taken) = (request.repeat(1000), 0);
+        let flood = async {
+            while taken < MANY {
+                taken += client.write(&requests).await.expect("it is not put out");
+            }
+        };
+        let stalled = tokio::time::timeout(Duration::from_secs(1), flood).await.is_err();
+        assert!(stalled, "{taken} bytes of requests were taken without an answer being read");
+        drop(client);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn clients_are_counted_and_one_too_many_is_told() {
+        let (events, _heard) = mpsc::channel(16);
+        let (_size, size) = watch::channel(Some(1 << 20));
+        let front = Front::new("v", size, events);
+        let places: Vec<_> = (0..CLIENTS_MAX).map(|_| front.clients.try_acquire().expect("room")).collect();
+        let find = || OneDevice { volume: "v", size: 1 << 20, clients: &front.clients }.find(b"v");
+        let refused = find().expect_err("is full");
+        assert!(refused.message.contains("rule clients-full"), "{refused}");
+        drop(places);
+        assert!(find().is_ok());
+    }
 }

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::control::{Ask, Servers, Status};
-use super::dial::{Found, Search};
+use super::dial::{Found, Miss, Search};
 use super::front::Asker;
 use super::memory::Memory;
 use super::upstream::Upstream;
@@ -35,7 +35,7 @@ pub(super) enum Event {
     ClientHere,
     ClientGone { client: u64 },
     Found(Found),
-    NotFound { address: String, why: String },
+    NotFound { address: String, miss: Miss },
     Replied { connection: u64, number: u64, error: u32, data: Vec<u8> },
     Lost { connection: u64, why: String },
     Control { ask: Ask, answer: oneshot::Sender<Status> },
@@ -144,10 +144,7 @@ impl Hub {
                 self.found.insert(connection, found);
                 self.step(Input::Offered { connection, standing, size })?;
             }
-            Event::NotFound { address, why } => {
-                debug!(volume = self.volume, address, why, "no primary there");
-                self.servers.note(address, why);
-            }
+            Event::NotFound { address, miss } => self.servers.note(&self.volume, address, miss),
             Event::Replied { connection, number, error, data } => {
                 self.data = data;
                 self.step(Input::Replied { connection, number, error })?;

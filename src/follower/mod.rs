@@ -18,6 +18,7 @@ mod front;
 mod hub;
 mod memory;
 mod netlink;
+mod tunnel;
 mod upstream;
 
 use std::path::{Path, PathBuf};
@@ -38,9 +39,21 @@ use self::memory::Memory;
 use crate::attach::{Follower, OnDoubt, Setup};
 use crate::daemon::config::NbdAddress;
 use crate::daemon::sockets::UnixSocket;
+use crate::tls::Keyring;
 
 /// Where the sockets of `repblk attach` are unless it is said otherwise. Must not outlive a reboot of the host.
 pub const DEFAULT_FOLDER: &str = "/run/repblk";
+
+/// A node's address for NBD clients.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The node, which its certificate must name.
+    pub node: String,
+    /// Where.
+    pub address: NbdAddress,
+    /// With what this host proves who it is; none: in the clear.
+    pub keys: Option<Arc<Keyring>>,
+}
 
 /// What to attach, and how.
 #[derive(Clone, Debug)]
@@ -50,7 +63,7 @@ pub struct Options {
     /// The cluster's name.
     pub cluster: String,
     /// Where its nodes take NBD clients.
-    pub servers: Vec<NbdAddress>,
+    pub servers: Vec<Server>,
     /// Folder of the sockets and of the memory.
     pub folder: PathBuf,
     /// What to do when acknowledged data may be missing.
@@ -97,14 +110,19 @@ async fn run(options: Options) -> Result<(), String> {
     let memory = Memory::new(files.memory);
     let (events, inbox) = mpsc::channel::<Event>(64);
     let (search, searching) = watch::channel(dial::Search::Rest);
-    for address in &options.servers {
-        let dialler = Dialler::new(address.clone(), &options.volume, searching.clone(), events.clone());
+    for server in &options.servers {
+        let dialler = Dialler::new(server.clone(), &options.volume, searching.clone(), events.clone());
         tokio::spawn(dialler.keep_dialling());
     }
+    let keys = options.servers.iter().find_map(|server| server.keys.clone());
+    if let Some(keys) = keys.clone() {
+        info!(volume = options.volume, "TLS to the nodes, as {} {}", keys.own().kind.title(), keys.own().name);
+        tokio::spawn(async move { keys.keep_warning().await });
+    }
     tokio::spawn(control::keep_answering(control, events.clone()));
-    let addresses: Vec<String> = options.servers.iter().map(ToString::to_string).collect();
+    let addresses: Vec<String> = options.servers.iter().map(|server| server.address.to_string()).collect();
     info!(volume = options.volume, servers = addresses.join(", "), "repblk attach started");
-    let servers = Servers::new(addresses.into_iter());
+    let servers = Servers::new(addresses.into_iter(), keys);
     let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let work = async {

@@ -2,37 +2,38 @@
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use socket2::Socket;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::client::TlsStream;
 
 use super::hub::Event;
+use crate::daemon::stream::explain;
 use crate::nbd::Header;
 use crate::nbd::client::{request, simple_reply};
 use crate::nbd::constants::{CMD_READ, SIMPLE_REPLY_LEN};
 
 /// Bytes gathered for one send or receive.
-const GATHERED: usize = 256 << 10;
+pub(super) const GATHERED: usize = 256 << 10;
 
-/// A connected socket.
+/// A connection with TLS. What comes is gathered below it, since TLS takes it from there by the page.
+pub(super) type Encrypted = TlsStream<BufReader<TcpStream>>;
+
+/// A connection whose negotiation is over.
 #[derive(Debug)]
 pub(super) enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<Encrypted>),
 }
 
-impl Wire {
-    /// The bare socket.
-    pub(super) fn into_socket(self) -> std::io::Result<OwnedFd> {
-        Ok(match self {
-            Self::Tcp(stream) => stream.into_std()?.into(),
-            Self::Unix(stream) => stream.into_std()?.into(),
-        })
-    }
+/// For closing a connection at once, whoever has it.
+pub(super) fn second_handle(socket: &impl AsFd) -> std::io::Result<Socket> {
+    Ok(Socket::from(socket.as_fd().try_clone_to_owned()?))
 }
 
 /// A request on its way out.
@@ -63,21 +64,27 @@ impl Upstream {
     ) -> std::io::Result<Self> {
         let (queue, outgoing) = mpsc::unbounded_channel();
         let lengths = Lengths::default();
-        let handle = match &wire {
-            Wire::Tcp(stream) => stream.as_fd().try_clone_to_owned()?,
-            Wire::Unix(stream) => stream.as_fd().try_clone_to_owned()?,
+        let socket = match &wire {
+            Wire::Tcp(stream) => second_handle(stream)?,
+            Wire::Unix(stream) => second_handle(stream)?,
+            Wire::Tls(stream) => second_handle(stream.get_ref().0.get_ref())?,
         };
         match wire {
             Wire::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                spawn(connection, reader, writer, outgoing, &lengths, events);
+                spawn(connection, BufReader::with_capacity(GATHERED, reader), writer, outgoing, &lengths, events);
             }
             Wire::Unix(stream) => {
                 let (reader, writer) = stream.into_split();
+                spawn(connection, BufReader::with_capacity(GATHERED, reader), writer, outgoing, &lengths, events);
+            }
+            Wire::Tls(stream) => {
+                // It keeps what was decrypted and not taken yet: gathered once more, it would only be copied once more.
+                let (reader, writer) = tokio::io::split(*stream);
                 spawn(connection, reader, writer, outgoing, &lengths, events);
             }
         }
-        Ok(Self { connection, queue, lengths, socket: Socket::from(handle), _kept: kept })
+        Ok(Self { connection, queue, lengths, socket, _kept: kept })
     }
 
     /// Sends a request whose cookie is its number.
@@ -135,23 +142,22 @@ async fn write(
 
 async fn read(
     connection: u64,
-    reader: impl AsyncRead + Unpin,
+    mut reader: impl AsyncRead + Unpin,
     lengths: Lengths,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), String> {
-    let mut reader = BufReader::with_capacity(GATHERED, reader);
     loop {
         let mut head = [0; SIMPLE_REPLY_LEN];
         match reader.read_exact(&mut head).await {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(explain(&error)),
         }
         let reply = simple_reply(&head).map_err(|error| error.to_string())?;
         let length = lengths.lock().unwrap_or_else(PoisonError::into_inner).remove(&reply.cookie);
         let length = length.ok_or("it answered what it was not asked")?;
         let mut data = vec![0; if reply.error == 0 { length } else { 0 }];
-        reader.read_exact(&mut data).await.map_err(|error| error.to_string())?;
+        reader.read_exact(&mut data).await.map_err(|error| explain(&error))?;
         let event = Event::Replied { connection, number: reply.cookie, error: reply.error, data };
         if events.send(event).await.is_err() {
             return Ok(());

@@ -1,10 +1,13 @@
-//! Option haggling from the client's side: which export, what it is, and, when that suits, in.
+//! Option haggling from the client's side: TLS, which export, what it is, and, when that suits, in.
 //!
 //! ```text
 //!   greeting(18) ──► INFO or GO sent ──► reply header(20) ──► data ──► … ──► ACK: Described │ Entered, or an error: Refused
 //!                                            ▲                 │
 //!                                            └─────────────────┘
 //! ```
+//! A client that must have TLS sends `STARTTLS` first, and nothing else before it is spoken: not even the name of the export. A server that has
+//! none, or somebody on the way who says so, ends it.
+//!
 //! Nothing after the acknowledgement of `GO` is consumed: it belongs to the transmission phase. A server's announcement of a
 //! length is believed only up to what any option may carry.
 
@@ -34,6 +37,8 @@ pub struct Offer {
 pub enum ClientNext {
     /// Read at most this many bytes and feed them.
     Read(usize),
+    /// The server is ready for TLS: make the handshake, then call [`ClientNegotiation::encrypted`].
+    StartTls,
     /// The server has described the export. Call [`ClientNegotiation::enter`], or close.
     Described(Offer),
     /// The transmission phase begins.
@@ -60,6 +65,12 @@ pub enum ClientStop {
         /// The server's sentence, or one that stands for its silence.
         message: String,
     },
+    /// TLS is a must, and the server, or somebody on the way to it, has none.
+    #[error("it offers no TLS ({message}), and nothing is sent to it in the clear")]
+    NoTls {
+        /// What it says.
+        message: String,
+    },
     /// Not a server that can be used.
     #[error("the server {0}")]
     NoServer(&'static str),
@@ -77,8 +88,10 @@ enum Item {
 #[derive(Debug)]
 pub struct ClientNegotiation {
     export: String,
-    /// The option that was sent: `INFO` or `GO`.
+    /// The option that was sent, or is to be: `STARTTLS`, `INFO` or `GO`.
     option: u32,
+    /// What follows `STARTTLS`.
+    wanted: u32,
     item: Item,
     kept: Vec<u8>,
     missing: usize,
@@ -96,9 +109,11 @@ impl ClientNegotiation {
     #[must_use]
     pub fn start(export: &str, look_first: bool) -> Self {
         assert!(export.len() <= STRING_MAX, "names of volumes are short");
+        let wanted = if look_first { c::OPT_INFO } else { c::OPT_GO };
         Self {
             export: export.to_owned(),
-            option: if look_first { c::OPT_INFO } else { c::OPT_GO },
+            option: wanted,
+            wanted,
             item: Item::Greeting,
             kept: Vec::new(),
             missing: GREETING_LEN,
@@ -106,6 +121,22 @@ impl ClientNegotiation {
             told: false,
             replies: 0,
         }
+    }
+
+    /// The same with TLS, before anything is asked.
+    #[must_use]
+    pub fn with_tls(self) -> Self {
+        Self { option: c::OPT_STARTTLS, ..self }
+    }
+
+    /// Asks, after the handshake of TLS.
+    ///
+    /// # Panics
+    /// When the server was not ready for it.
+    pub fn encrypted(&mut self, out: &mut Vec<u8>) {
+        assert_eq!((self.item, self.option), (Item::Between, c::OPT_STARTTLS), "the server agrees first");
+        self.option = self.wanted;
+        self.ask(out);
     }
 
     /// How many bytes the current item still lacks.
@@ -119,7 +150,7 @@ impl ClientNegotiation {
     /// # Panics
     /// When it has not been described.
     pub fn enter(&mut self, out: &mut Vec<u8>) {
-        assert_eq!(self.item, Item::Between, "what to enter is described first");
+        assert_eq!((self.item, self.option), (Item::Between, c::OPT_INFO), "what to enter is described first");
         self.option = c::OPT_GO;
         self.ask(out);
     }
@@ -176,11 +207,15 @@ impl ClientNegotiation {
         let length = u32::try_from(name.len()).expect(SHORT);
         out.extend_from_slice(&c::OPTION_MAGIC.to_be_bytes());
         out.extend_from_slice(&self.option.to_be_bytes());
-        out.extend_from_slice(&(length + 8).to_be_bytes());
-        out.extend_from_slice(&length.to_be_bytes());
-        out.extend_from_slice(name);
-        out.extend_from_slice(&1u16.to_be_bytes());
-        out.extend_from_slice(&c::INFO_DESCRIPTION.to_be_bytes());
+        if self.option == c::OPT_STARTTLS {
+            out.extend_from_slice(&0u32.to_be_bytes());
+        } else {
+            out.extend_from_slice(&(length + 8).to_be_bytes());
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(name);
+            out.extend_from_slice(&1u16.to_be_bytes());
+            out.extend_from_slice(&c::INFO_DESCRIPTION.to_be_bytes());
+        }
         (self.offer, self.told, self.replies) = (Offer::default(), false, 0);
         (self.item, self.missing) = (Item::Header, REPLY_HEADER_LEN);
     }
@@ -204,6 +239,10 @@ impl ClientNegotiation {
     fn reply(&mut self, kind: u32, data: &[u8]) -> Result<Option<ClientNext>, ClientStop> {
         (self.item, self.missing) = (Item::Header, REPLY_HEADER_LEN);
         match kind {
+            c::REP_ACK if self.option == c::OPT_STARTTLS => {
+                (self.item, self.missing) = (Item::Between, 0);
+                Ok(Some(ClientNext::StartTls))
+            }
             c::REP_ACK if !self.told => Err(ClientStop::NoServer("gave the export without its size")),
             c::REP_ACK => {
                 (self.item, self.missing) = (Item::Between, 0);
@@ -218,7 +257,10 @@ impl ClientNegotiation {
             kind if kind & c::REP_FLAG_ERROR != 0 => {
                 let said = String::from_utf8_lossy(data).into_owned();
                 let message = if said.is_empty() { format!("the server refuses with code {kind:#x}") } else { said };
-                Err(ClientStop::Refused { kind, message })
+                Err(match self.option {
+                    c::OPT_STARTTLS => ClientStop::NoTls { message },
+                    _ => ClientStop::Refused { kind, message },
+                })
             }
             _ => Ok(None),
         }
@@ -244,7 +286,7 @@ impl ClientNegotiation {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{ExportInfo, ExportListing, ExportRefusal, Exports, Negotiation, Next, RefusalCode};
+    use super::super::{ExportInfo, ExportListing, ExportRefusal, Exports, Negotiation, Next, RefusalCode, Tls};
     use super::*;
 
     struct One {
@@ -266,12 +308,20 @@ mod tests {
         }
     }
 
-    /// Both halves against each other, `chunk` bytes at a time.
+    /// Both halves against each other, `chunk` bytes at a time. With TLS the handshake is thought of.
     fn talk(look_first: bool, refuse: bool, chunk: usize) -> Result<(Offer, bool), ClientStop> {
+        talk_with(look_first, refuse, chunk, None)
+    }
+
+    fn talk_with(look_first: bool, refuse: bool, chunk: usize, tls: Option<Tls>) -> Result<(Offer, bool), ClientStop> {
         let exports = One { refuse };
         let (mut down, mut up) = (Vec::new(), Vec::new());
-        let mut server = Negotiation::start(&mut down);
+        let mut server = Negotiation::start(&mut down).with_tls(tls.unwrap_or_default());
         let mut client = ClientNegotiation::start("mes/follow", look_first);
+        if tls.is_some() {
+            client = client.with_tls();
+        }
+        let (mut upgraded, mut seen) = (tls.is_none(), Vec::new());
         let mut described = false;
         loop {
             let piece: Vec<u8> = down.drain(..chunk.min(down.len())).collect();
@@ -282,6 +332,10 @@ mod tests {
                 piece = &piece[progress.consumed..];
                 match progress.next {
                     ClientNext::Read(wanted) => assert!(wanted > 0),
+                    ClientNext::StartTls => {
+                        assert!(upgraded, "both are ready at one time");
+                        client.encrypted(&mut up);
+                    }
                     ClientNext::Described(offer) => {
                         assert_eq!(offer.size, 1 << 20);
                         described = true;
@@ -292,8 +346,14 @@ mod tests {
             }
             while !up.is_empty() {
                 let progress = server.receive(&up, &exports, &mut down);
-                up.drain(..progress.consumed);
+                seen.extend(up.drain(..progress.consumed));
                 assert!(!matches!(progress.next, Next::Close(_)), "{progress:?}");
+                if progress.next == Next::StartTls {
+                    assert!(up.is_empty() && !upgraded, "nothing follows STARTTLS in the clear");
+                    assert!(!seen.windows(3).any(|bytes| bytes == b"mes"), "no name was said in the clear");
+                    upgraded = true;
+                }
+                assert!(upgraded || tls != Some(Tls::Off) || !seen.windows(3).any(|bytes| bytes == b"mes"));
             }
         }
     }
@@ -308,6 +368,15 @@ mod tests {
         }
 
         #[test]
+        fn tls_comes_before_any_name_or_there_is_no_agreement(look_first: bool, chunk in 1usize..200, required: bool) {
+            let tls = if required { Tls::Required } else { Tls::Allowed };
+            let (offer, described) = talk_with(look_first, false, chunk, Some(tls)).expect("they agree");
+            prop_assert_eq!((offer.size, described), (1 << 20, look_first));
+            let refused = talk_with(look_first, false, chunk, Some(Tls::Off)).expect_err("there is no TLS");
+            prop_assert_eq!(refused, ClientStop::NoTls { message: "this server does not offer TLS".to_owned() });
+        }
+
+        #[test]
         fn a_refusal_comes_with_its_sentence(look_first: bool, chunk in 1usize..200) {
             let refused = talk(look_first, true, chunk).expect_err("it is refused");
             let message = "the other node is primary".to_owned();
@@ -315,13 +384,20 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_end_and_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), greeted: bool) {
+        fn arbitrary_bytes_end_and_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            greeted: bool,
+            tls: bool,
+        ) {
             let mut all = Vec::new();
             if greeted {
                 let _ = Negotiation::start(&mut all);
             }
             all.extend(bytes);
             let (mut client, mut rest, mut out) = (ClientNegotiation::start("v", false), &all[..], Vec::new());
+            if tls {
+                client = client.with_tls();
+            }
             while !rest.is_empty() {
                 match client.receive(rest, &mut out) {
                     Ok(ClientProgress { consumed, next: ClientNext::Read(_) }) => rest = &rest[consumed..],

@@ -232,6 +232,10 @@ pub const OPTION_DATA_MAX: usize = 64 * 1024;
 pub const OPTION_DRAIN_MAX: usize = 1024 * 1024;
 /// Options a client may send on one connection. Leaves room for a client that lists and then asks about every export.
 pub const OPTIONS_MAX: u32 = 256;
+
+/// Most bytes that all options of one negotiation may announce, headers included. What a client says before it has an export
+/// is a few hundred bytes; this bounds what a stranger can make a server read.
+pub const NEGOTIATION_BYTES_MAX: usize = 2 * OPTION_DRAIN_MAX;
 /// Preferred block size announced by default: the unit of the dirty bitmap.
 pub const PREFERRED_BLOCK: u32 = 4096;
 /// Largest payload announced by default, and the least that must be carried (NBD, "Size constraints").

@@ -90,6 +90,11 @@ impl FromStr for Standing {
         let word =
             |name: &str| words.get(name).copied().ok_or_else(|| NotAStanding(format!("its description has no {name}")));
         let bad = |name: &str| NotAStanding(format!("its description has a wrong {name}"));
+        // Names are shown to people, on terminals.
+        let shown = |name: &str| match word(name)? {
+            text if text.contains(char::is_control) => Err(bad(name)),
+            text => Ok(text.to_owned()),
+        };
         let number = |name: &str| word(name)?.parse().map_err(|_| bad(name));
         let wide = |name: &str| u128::from_str_radix(word(name)?, 16).map_err(|_| bad(name));
         let generation = |text: &str| u64::from_str_radix(text, 16).map(GenerationId).map_err(|_| bad("generation"));
@@ -101,8 +106,8 @@ impl FromStr for Standing {
         let mode = word("mode")?;
         let mode = [Mode::Sync, Mode::SemiSync, Mode::Async].into_iter().find(|known| known.word() == mode);
         Ok(Self {
-            cluster_name: word("cluster")?.to_owned(),
-            node: word("node")?.to_owned(),
+            cluster_name: shown("cluster")?,
+            node: shown("node")?,
             cluster: ClusterId(wide("cluster-id")?),
             volume: VolumeId(wide("volume-id")?),
             instance: DiskInstance(wide("instance")?),
@@ -173,6 +178,8 @@ mod tests {
             ("mode=sync", "mode=fast", "mode"),
             ("term=4", "term=-1", "term"),
             ("instance=3", "instance=x", "instance"),
+            ("node=n", "node=n\u{1b}[2J", "node"),
+            ("cluster=a", "cluster=\u{7f}", "cluster"),
             ("history=", "history=1,2,3,4,5,6,7,8,9,a,b,c,d,e,f,10,11", "history"),
         ] {
             let error = line.replacen(right, wrong, 1).parse::<Standing>().expect_err(wrong).to_string();

@@ -11,7 +11,9 @@
 //! What an option announces is consumed to the byte before it is answered, whether it is understood or not, so a
 //! refusal never loses step. Nothing after the last option is consumed: it belongs to the data plane.
 
-use super::constants::{self, OPTION_DATA_MAX, OPTION_DRAIN_MAX, OPTION_HEADER_LEN, OPTIONS_MAX, STRING_MAX};
+use super::constants::{
+    self, NEGOTIATION_BYTES_MAX, OPTION_DATA_MAX, OPTION_DRAIN_MAX, OPTION_HEADER_LEN, OPTIONS_MAX, STRING_MAX,
+};
 use super::export::{ExportInfo, ExportRefusal, Exports, Handover, MetaContexts, Mode};
 use super::fields::Fields;
 use super::option_reply::{OptionReplies, export_name, greeting};
@@ -33,6 +35,8 @@ pub struct Negotiation {
     agreed: Agreed,
     /// Options begun.
     options: u32,
+    /// Bytes that they announced, headers included.
+    announced: usize,
 }
 
 /// What is made of TLS.
@@ -137,6 +141,9 @@ pub enum CloseReason {
     /// More than [`OPTIONS_MAX`] options.
     #[error("the client sent more than {OPTIONS_MAX} options")]
     TooManyOptions,
+    /// More than [`NEGOTIATION_BYTES_MAX`] bytes.
+    #[error("the client announced more than {NEGOTIATION_BYTES_MAX} bytes of options")]
+    TooManyBytes,
     /// `EXPORT_NAME` after `EXTENDED_HEADERS`, which the protocol forbids.
     #[error("the client used EXPORT_NAME after it negotiated extended headers; it must use GO")]
     ExportNameAfterExtendedHeaders,
@@ -155,6 +162,7 @@ impl Negotiation {
             tls: Tls::Off,
             agreed: Agreed::default(),
             options: 0,
+            announced: 0,
         }
     }
 
@@ -168,6 +176,21 @@ impl Negotiation {
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.missing.min(OPTION_DATA_MAX)
+    }
+
+    /// Whether feeding these bytes may need to know what exports there are. A stranger that says less than a whole option about them costs
+    /// the server no look at its volumes.
+    #[must_use]
+    pub fn asks(&self, bytes: &[u8]) -> bool {
+        match self.item {
+            // More than one item at once: they are not looked through twice.
+            _ if bytes.len() > self.missing => true,
+            _ if bytes.len() < self.missing => false,
+            Item::Flags | Item::Ended => false,
+            // An option without data is answered with its header, whose last four bytes are the length.
+            Item::Header => bytes.iter().rev().chain(self.kept.iter().rev()).take(4).all(|&byte| byte == 0),
+            Item::Data { option, drain, .. } => takes_data(option) && !drain,
+        }
     }
 
     /// Takes bytes from the client and appends answers to `out`.
@@ -260,6 +283,10 @@ impl Negotiation {
         }
         if bytes > OPTION_DRAIN_MAX {
             return Err(CloseReason::OptionTooLong { option, length });
+        }
+        self.announced += OPTION_HEADER_LEN + bytes;
+        if self.announced > NEGOTIATION_BYTES_MAX {
+            return Err(CloseReason::TooManyBytes);
         }
         let drain = !takes_data(option) || bytes > OPTION_DATA_MAX;
         self.expect(Item::Data { option, length: bytes, drain }, bytes);
@@ -480,6 +507,69 @@ mod tests {
         let progress = negotiation.receive(&[&[0, 0, 0, 1], &header[..]].concat(), &Nothing, &mut out);
         assert_eq!(progress.consumed, 20);
         negotiation
+    }
+
+    #[test]
+    fn a_client_that_announces_too_much_in_all_is_closed() {
+        let mut negotiation = begin(4711, OPTION_DRAIN_MAX);
+        let drop = vec![0; OPTION_DRAIN_MAX];
+        assert!(matches!(negotiation.receive(&drop, &Nothing, &mut Vec::new()).next, Next::Read(_)));
+        let length = u32::try_from(OPTION_DRAIN_MAX).expect("short");
+        let header = [b"IHAVEOPT", &4711u32.to_be_bytes()[..], &length.to_be_bytes()].concat();
+        let progress = negotiation.receive(&header, &Nothing, &mut Vec::new());
+        assert_eq!(progress.next, Next::Close(CloseReason::TooManyBytes));
+    }
+
+    /// Exports that may be asked for or not.
+    struct Watched(bool);
+
+    impl Exports for Watched {
+        fn find(&self, _: &[u8]) -> Result<ExportInfo, ExportRefusal> {
+            assert!(self.0, "an export was asked for, and it was said that none would be");
+            Ok(ExportInfo::new("v", 4096))
+        }
+        fn list(&self) -> Vec<ExportListing> {
+            assert!(self.0, "the exports were asked for, and it was said that they would not be");
+            Vec::new()
+        }
+        fn shutting_down(&self) -> bool {
+            false
+        }
+    }
+
+    proptest::proptest! {
+        /// However the bytes are cut: exports are looked at only when `asks` has said so, and never for less than an option.
+        #[test]
+        fn what_exports_there_are_is_asked_only_when_it_was_said(
+            options in proptest::collection::vec(
+                (proptest::sample::select(vec![1u32, 2, 3, 5, 6, 7, 8, 9, 10, 11, 77]),
+                 proptest::collection::vec(proptest::num::u8::ANY, 0..12)), 0..6),
+            cuts in proptest::collection::vec(1usize..40, 1..40),
+            flags in 0u32..4,
+        ) {
+            let mut bytes = flags.to_be_bytes().to_vec();
+            for (option, data) in &options {
+                bytes.extend_from_slice(b"IHAVEOPT");
+                bytes.extend_from_slice(&option.to_be_bytes());
+                bytes.extend_from_slice(&u32::try_from(data.len()).expect("short").to_be_bytes());
+                bytes.extend_from_slice(data);
+            }
+            let mut out = Vec::new();
+            let mut negotiation = Negotiation::start(&mut out);
+            let (mut at, mut cuts) = (0, cuts.into_iter().cycle());
+            while at < bytes.len() {
+                let end = bytes.len().min(at + cuts.next().expect("they go round"));
+                let asks = negotiation.asks(&bytes[at..end]);
+                if end - at < negotiation.wanted() {
+                    proptest::prop_assert!(!asks, "for less than an item");
+                }
+                let progress = negotiation.receive(&bytes[at..end], &Watched(asks), &mut out);
+                at += progress.consumed;
+                if !matches!(progress.next, Next::Read(_)) {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,6 @@ const BACKDATED: Duration = Duration::from_secs(86_400);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// An authority.
-#[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
@@ -105,6 +104,13 @@ impl Authority {
         limit(&mut params, from, days);
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Issued { certificate, key: key.serialize_pem() })
+    }
+}
+
+/// Without its key.
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("certificate", &self.certificate).finish_non_exhaustive()
     }
 }
 

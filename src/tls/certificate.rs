@@ -49,7 +49,8 @@ impl Certificate {
         Some(Self {
             holder,
             hosts: hosts.collect(),
-            subject: parsed.subject().to_string(),
+            // It is shown to people, on terminals.
+            subject: parsed.subject().to_string().replace(char::is_control, "?"),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
         })

@@ -4,12 +4,13 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use super::date::day_of;
 use super::holder::{Holder, Kind};
+use crate::units::ClusterId;
 
 /// What is wrong with a certificate that the authority did sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Distrust {
     /// It does not say whom it belongs to.
-    #[error("its certificate ({subject}) names no node of a cluster: it was not made by `repblk cert issue`")]
+    #[error("its certificate ({subject}) names nobody of a cluster: it was not made by `repblk cert issue`")]
     Nobody {
         /// What it calls its holder.
         subject: String,
@@ -20,19 +21,21 @@ pub enum Distrust {
         /// Its holder.
         found: Holder,
         /// Identity of this cluster.
-        expected: crate::units::ClusterId,
+        expected: ClusterId,
     },
-    /// A client's where a node's must be.
-    #[error("its certificate is that of the NBD client {name:?}, which is no node")]
-    NotANode {
-        /// The client.
-        name: String,
+    /// Of another kind: a client's where a node's must be.
+    #[error("its certificate is that of the {} {:?}, which is no {}", .found.kind.title(), .found.name, .expected.title())]
+    Kind {
+        /// Its holder.
+        found: Holder,
+        /// What must be there.
+        expected: Kind,
     },
-    /// Of another node.
-    #[error("its certificate is that of node {found:?}, and node {expected:?} must be there")]
+    /// Of another one of that kind.
+    #[error("its certificate is that of {} {:?}, and {} {expected:?} must be there", .found.kind.title(), .found.name, .found.kind.title())]
     Name {
         /// Its holder.
-        found: String,
+        found: Holder,
         /// Who must be there.
         expected: String,
     },
@@ -44,17 +47,32 @@ impl Distrust {
     /// # Errors
     /// Why not.
     pub fn of_node(holder: Option<Holder>, subject: &str, own: &Holder, name: Option<&str>) -> Result<String, Self> {
+        Self::of(holder, subject, (own.cluster, Kind::Node), name)
+    }
+
+    /// Whether `holder` is `own`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn of_own(holder: Option<Holder>, subject: &str, own: &Holder) -> Result<String, Self> {
+        Self::of(holder, subject, (own.cluster, own.kind), Some(&own.name))
+    }
+
+    fn of(
+        holder: Option<Holder>,
+        subject: &str,
+        (cluster, kind): (ClusterId, Kind),
+        name: Option<&str>,
+    ) -> Result<String, Self> {
         let Some(found) = holder else { return Err(Self::Nobody { subject: subject.to_owned() }) };
-        if found.cluster != own.cluster {
-            return Err(Self::Cluster { found, expected: own.cluster });
+        if found.cluster != cluster {
+            return Err(Self::Cluster { found, expected: cluster });
         }
-        if found.kind != Kind::Node {
-            return Err(Self::NotANode { name: found.name });
+        if found.kind != kind {
+            return Err(Self::Kind { found, expected: kind });
         }
         match name {
-            Some(expected) if expected != found.name => {
-                Err(Self::Name { found: found.name, expected: expected.to_owned() })
-            }
+            Some(expected) if expected != found.name => Err(Self::Name { found, expected: expected.to_owned() }),
             _ => Ok(found.name),
         }
     }
@@ -89,7 +107,7 @@ fn certificate(why: &CertificateError) -> String {
             day_of(seconds(time))
         ),
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "its certificate was not signed by the authority that this node trusts (ca.pem): another cluster's, or another \
+            "its certificate was not signed by the authority that is trusted here (ca.pem): another cluster's, or another \
              `repblk cert init`"
                 .to_owned()
         }
@@ -104,17 +122,17 @@ fn certificate(why: &CertificateError) -> String {
 fn alert_of(alert: AlertDescription) -> String {
     let why = match alert {
         AlertDescription::CertificateExpired => {
-            "the other side says that this node's certificate has expired or is not valid yet: renew it with `repblk cert renew`, \
+            "the other side says that this host's certificate has expired or is not valid yet: renew it with `repblk cert renew`, \
              or set the clocks"
         }
         AlertDescription::UnknownCA | AlertDescription::DecryptError => {
-            "the other side does not trust the authority that signed this node's certificate: the two have different ca.pem"
+            "the other side does not trust the authority that signed this host's certificate: the two have different ca.pem"
         }
         AlertDescription::CertificateUnknown
         | AlertDescription::AccessDenied
         | AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate => {
-            "the other side refuses this node's certificate; its log says why"
+            "the other side refuses this host's certificate; its log says why"
         }
         AlertDescription::CertificateRequired => "the other side wants a certificate",
         other => return format!("the other side ended TLS: {other:?}"),

@@ -40,6 +40,16 @@ impl Kind {
             Self::Server => "server",
         }
     }
+
+    /// What people call it.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Client => "NBD client",
+            Self::Server => "server",
+        }
+    }
 }
 
 impl Holder {

@@ -1,14 +1,17 @@
-//! What a running node holds. The files are read again when they change: what was renewed is used for the next connection, and a
-//! connection that stands is left alone, whatever its certificate's date.
+//! What a running node or NBD client holds. The files are read again when they change: what was renewed is used for the next connection, and
+//! a connection that stands is left alone, whatever its certificate's date.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
-use rustls::version::TLS13;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::date::{DAY, day_of, unix_now};
 use super::distrust::Distrust;
@@ -23,8 +26,12 @@ pub const LINK_PROTOCOL: &[u8] = b"repblk-link/1";
 pub const AGENT_PROTOCOL: &[u8] = b"repblk-agent/1";
 /// So many days before its end a certificate is worth a warning.
 pub const WARNING_DAYS: i64 = 30;
+/// The keys are looked at so often.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// A warning that stays is repeated in the log so often.
+const REPEAT: Duration = Duration::from_secs(86_400);
 
-/// The keys of one node, as they are now.
+/// The keys of one node or NBD client, as they are now.
 #[derive(Debug)]
 pub struct Keyring {
     folder: Folder,
@@ -40,23 +47,27 @@ struct Held {
     told: Option<FolderError>,
 }
 
-/// The keys of one node, as they were when they were read.
+/// The keys of one node or NBD client, as they were when they were read.
 #[derive(Debug)]
 pub struct Keys {
     own: Holder,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    key: Zeroizing<PrivateKeyDer<'static>>,
     provider: Arc<CryptoProvider>,
     acceptor: Arc<ServerConfig>,
-    /// The secrets of the cluster, the one in use first.
+    /// For clients of NBD that may show a certificate, and that must. Made once: a stranger that begins a handshake must not cost that.
+    nbd_acceptors: [OnceLock<Arc<ServerConfig>>; 2],
+    /// The secrets of the cluster, the one in use first; a client has none.
     pub secrets: Vec<Secret>,
-    /// When the node's certificate ends, in seconds since 1970.
+    /// When the certificate ends, in seconds since 1970.
     pub not_after: i64,
+    /// When the last of the authorities that are trusted ends.
+    authority_not_after: i64,
 }
 
 impl Keyring {
-    /// The keys of the node `own` in the folder at `path`.
+    /// The keys of `own`, a node or a client, in the folder at `path`.
     ///
     /// # Errors
     /// What is missing or wrong, and what to do.
@@ -88,6 +99,29 @@ impl Keyring {
         Arc::clone(&held.keys)
     }
 
+    /// Whose they are.
+    #[must_use]
+    pub fn own(&self) -> &Holder {
+        &self.own
+    }
+
+    /// Warns in the log of what an operator must do, once when it comes up and then once a day, for ever.
+    pub async fn keep_warning(&self) {
+        let mut told: Option<(String, Instant)> = None;
+        loop {
+            let warning = self.warning();
+            let new = |text: &String| told.as_ref().is_none_or(|(last, at)| last != text || at.elapsed() >= REPEAT);
+            if let Some(text) = warning.clone().filter(new) {
+                tracing::warn!("{text}");
+                told = Some((text, Instant::now()));
+            }
+            if warning.is_none() {
+                told = None;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
     /// What an operator must know of the keys, if anything.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
@@ -102,14 +136,19 @@ impl Keys {
         let wrong = |file, why| FolderError { file, why };
         let (certificate, authority) = (folder.certificate_file(&own.name), folder.authority_file());
         let mut roots = RootCertStore::empty();
-        for root in folder.trusted()? {
+        let trusted = folder.trusted()?;
+        let ends = trusted.iter().filter_map(super::Certificate::read).map(|certificate| certificate.not_after);
+        let authority_not_after = ends.max().unwrap_or(i64::MAX);
+        for root in trusted {
             roots.add(root).map_err(|error| wrong(authority.clone(), error.to_string()))?;
         }
         let roots = Arc::new(roots);
-        let (chain, key, secrets) = (folder.chain(&own.name)?, folder.key(&own.name)?, folder.secrets()?);
+        let (chain, key) = (folder.chain(&own.name)?, Zeroizing::new(folder.key(&own.name)?));
+        let secrets = if own.kind == Kind::Node { folder.secrets()? } else { Vec::new() };
         let facts = folder.certificate(&own.name)?;
-        Distrust::of_node(facts.holder, &facts.subject, own, Some(&own.name)).map_err(|why| {
-            wrong(certificate.clone(), format!("is not that of this node: {why}; make one with `repblk cert issue`"))
+        Distrust::of_own(facts.holder, &facts.subject, own).map_err(|why| {
+            let what = own.kind.title();
+            wrong(certificate.clone(), format!("is not that of this {what}: {why}; make one with `repblk cert issue`"))
         })?;
         let provider = Arc::new(provider());
         let verifier = verifier(own, None, &roots, &provider).map_err(|why| wrong(authority.clone(), why))?;
@@ -124,8 +163,8 @@ impl Keys {
         acceptor.send_tls13_tickets = 0;
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         let own = own.clone();
-        let (acceptor, not_after) = (Arc::new(acceptor), facts.not_after);
-        Ok(Self { own, roots, chain, key, provider, acceptor, secrets, not_after })
+        let (acceptor, nbd_acceptors, not_after) = (Arc::new(acceptor), Default::default(), facts.not_after);
+        Ok(Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after, authority_not_after })
     }
 
     /// For taking links and questions of any node of the cluster.
@@ -134,24 +173,28 @@ impl Keys {
         Arc::clone(&self.acceptor)
     }
 
-    /// For taking clients of NBD, which must show a certificate of the cluster, or may.
+    /// For taking clients of NBD, which must show a certificate of the cluster, or may. They are programs of others, and some know no TLS 1.3.
     ///
     /// # Errors
     /// A sentence, when the keys do not allow it.
     pub fn nbd_acceptor(&self, certificate: bool) -> Result<Arc<ServerConfig>, String> {
+        let made = &self.nbd_acceptors[usize::from(certificate)];
+        if let Some(config) = made.get() {
+            return Ok(Arc::clone(config));
+        }
         let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
         let clients = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let clients = if certificate { clients } else { clients.allow_unauthenticated() };
         let clients = clients.build().map_err(|error| format!("the authority cannot be used: {error}"))?;
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_protocol_versions(&[&TLS13])
-            .expect("the provider has suites of TLS 1.3")
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider_of_clients()))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .expect("the provider has suites of both")
             .with_client_cert_verifier(clients)
             .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(|error| format!("this node's certificate cannot be used: {error}"))?;
+            .map_err(|error| format!("the certificate cannot be used: {error}"))?;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Arc::new(config))
+        Ok(Arc::clone(made.get_or_init(|| Arc::new(config))))
     }
 
     /// The client or node that showed `certificates` in a handshake that succeeded; none when it is of another cluster, or a server.
@@ -166,6 +209,20 @@ impl Keys {
     /// # Errors
     /// A sentence, when the keys do not allow it.
     pub fn dialler(&self, peer: &str, protocol: &[u8]) -> Result<Arc<ClientConfig>, String> {
+        let mut config = self.dial(peer)?;
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// For being an NBD client of the node called `peer`. NBD has no name under TLS.
+    ///
+    /// # Errors
+    /// A sentence, when the keys do not allow it.
+    pub fn nbd_dialler(&self, peer: &str) -> Result<Arc<ClientConfig>, String> {
+        self.dial(peer).map(Arc::new)
+    }
+
+    fn dial(&self, peer: &str) -> Result<ClientConfig, String> {
         let verifier = verifier(&self.own, Some(peer), &self.roots, &self.provider)?;
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS13])
@@ -173,12 +230,11 @@ impl Keys {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(|error| format!("this node's certificate cannot be used: {error}"))?;
-        config.alpn_protocols = vec![protocol.to_vec()];
+            .map_err(|error| format!("the certificate cannot be used: {error}"))?;
         config.resumption = rustls::client::Resumption::disabled();
         // Names of nodes are no names of hosts.
         config.enable_sni = false;
-        Ok(Arc::new(config))
+        Ok(config)
     }
 
     /// The node that showed `certificates` in a handshake that succeeded.
@@ -193,16 +249,23 @@ impl Keys {
     pub fn warning(&self, now: i64) -> Option<String> {
         let (left, name) = ((self.not_after - now).div_euclid(DAY), &self.own.name);
         let renew = format!("run `repblk cert renew {name}` where the authority's key is, and copy the files here");
-        if left < 0 {
-            let what = "links that stand go on, and no new one comes about";
-            return Some(format!(
-                "the certificate of node {name} expired on {}: {what}; {renew}",
-                day_of(self.not_after)
-            ));
+        let (whose, until) = (format!("the certificate of {} {name}", self.own.kind.title()), day_of(self.not_after));
+        match left {
+            ..0 => {
+                let what = "connections that stand go on, and no new one comes about";
+                return Some(format!("{whose} expired on {until}: {what}; {renew}"));
+            }
+            0..WARNING_DAYS => return Some(format!("{whose} expires on {until}, in {left} days; {renew}")),
+            _ => {}
         }
-        let until = day_of(self.not_after);
-        (left < WARNING_DAYS)
-            .then(|| format!("the certificate of node {name} expires on {until}, in {left} days; {renew}"))
+        let left = (self.authority_not_after - now).div_euclid(DAY);
+        (left < WARNING_DAYS).then(|| {
+            format!(
+                "the authority of the cluster (ca.pem) expires on {}, and no link comes about after that: make another, see \
+                 docs/security.md",
+                day_of(self.authority_not_after)
+            )
+        })
     }
 }
 
@@ -227,6 +290,14 @@ pub(super) fn provider() -> CryptoProvider {
     }
 }
 
+/// The same, and one suite of TLS 1.2. It is the one whose keys last: there is no change of keys on the way in that version, and with AES-GCM a
+/// connection would have to end after 2^24 records.
+fn provider_of_clients() -> CryptoProvider {
+    let mut provider = provider();
+    provider.cipher_suites.push(ring::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256);
+    provider
+}
+
 #[cfg(test)]
 impl Keys {
     /// The certificate of `ring`, and trust in the authority of `keys`.
@@ -238,7 +309,8 @@ impl Keys {
     pub(super) fn with_certificate(keys: &Self, issued: &super::Issued) -> Self {
         use rustls_pki_types::pem::PemObject;
         let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
-        let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
+        let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"));
+        let authority_not_after = keys.authority_not_after;
         let (own, provider, roots) = (keys.own.clone(), Arc::clone(&keys.provider), Arc::clone(&keys.roots));
         let verifier = verifier(&own, None, &roots, &provider).expect("good");
         let acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -248,6 +320,7 @@ impl Keys {
             .with_single_cert(chain.clone(), key.clone_key())
             .expect("goes with its key");
         let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
-        Self { own, roots, chain, key, provider, acceptor, secrets, not_after }
+        let nbd_acceptors = Default::default();
+        Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after, authority_not_after }
     }
 }

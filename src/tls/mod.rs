@@ -9,7 +9,7 @@
 //! | `certificate` | what stands in a certificate |
 //! | `authority` | the key that signs |
 //! | `folder` | the files |
-//! | `keyring` | what a running node holds, read again when the files change |
+//! | `keyring` | what a running node or client holds, read again when the files change |
 //! | `verifier` | whether the other side is who it must be |
 //! | `visitor` | the same towards servers of other authorities |
 //! | `distrust` | why not, as sentences |
@@ -30,7 +30,7 @@ pub use authority::{AUTHORITY_DAYS, Authority, Issued, NODE_DAYS};
 pub use certificate::Certificate;
 pub use date::{DAY, day_of, unix_now};
 pub use distrust::{Distrust, sentence};
-pub use folder::{DEFAULT_FOLDER, Folder, FolderError};
+pub use folder::{DEFAULT_FOLDER, Folder, FolderError, password};
 pub use holder::{Holder, Kind};
-pub use keyring::{AGENT_PROTOCOL, Keyring, Keys, LINK_PROTOCOL, WARNING_DAYS};
+pub use keyring::{AGENT_PROTOCOL, Keyring, Keys, LINK_PROTOCOL, LOOK_INTERVAL, WARNING_DAYS};
 pub use visitor::Visitor;

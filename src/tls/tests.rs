@@ -1,9 +1,10 @@
 //! Whole handshakes in memory, with certificates of every kind.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::{ClientConnection, Connection, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use rustls_pki_types::ServerName;
 
 use super::*;
@@ -53,11 +54,32 @@ fn node(name: &str) -> Holder {
     Holder::node(ClusterId(7), name)
 }
 
+/// What one side says at the end: who the other one is, or why there is no connection.
+type Word = Result<Option<String>, String>;
+
 /// Both sides' word on a handshake of the dialler `keys` with the acceptor `theirs`, which must be `peer`.
-fn shake(keys: &Keys, theirs: &Keys, peer: &str) -> (Result<Option<String>, String>, Result<Option<String>, String>) {
+fn shake(keys: &Keys, theirs: &Keys, peer: &str) -> (Word, Word) {
+    let (dialler, acceptor) = (keys.dialler(peer, LINK_PROTOCOL).expect("good keys"), theirs.acceptor());
+    shake_with((keys, dialler), (theirs, acceptor), |keys, side| keys.node_of(side.peer_certificates()))
+}
+
+/// The same, as an NBD client that must show a certificate.
+fn shake_nbd(keys: &Keys, theirs: &Keys, peer: &str) -> (Word, Word) {
+    let (dialler, acceptor) =
+        (keys.nbd_dialler(peer).expect("good keys"), theirs.nbd_acceptor(true).expect("good keys"));
+    shake_with((keys, dialler), (theirs, acceptor), |keys, side| {
+        keys.client_of(side.peer_certificates()).map(|holder| holder.name)
+    })
+}
+
+fn shake_with(
+    (keys, dialler): (&Keys, Arc<ClientConfig>),
+    (theirs, acceptor): (&Keys, Arc<ServerConfig>),
+    who: impl Fn(&Keys, &Connection) -> Option<String>,
+) -> (Word, Word) {
     let name = ServerName::try_from("node").expect("a name");
-    let dialler = ClientConnection::new(keys.dialler(peer, LINK_PROTOCOL).expect("good keys"), name).expect("starts");
-    let acceptor = ServerConnection::new(theirs.acceptor()).expect("starts");
+    let dialler = ClientConnection::new(dialler, name).expect("starts");
+    let acceptor = ServerConnection::new(acceptor).expect("starts");
     let (mut dialler, mut acceptor) = (Connection::from(dialler), Connection::from(acceptor));
     let (mut of_dialler, mut of_acceptor) = (None, None);
     for _ in 0..10 {
@@ -67,7 +89,7 @@ fn shake(keys: &Keys, theirs: &Keys, peer: &str) -> (Result<Option<String>, Stri
     let word = |failure: Option<String>, side: &Connection, keys: &Keys| match failure {
         Some(why) => Err(why),
         None if side.is_handshaking() => Err("it does not go on".to_owned()),
-        None => Ok(keys.node_of(side.peer_certificates())),
+        None => Ok(who(keys, side)),
     };
     (word(of_dialler, &dialler, keys), word(of_acceptor, &acceptor, theirs))
 }
@@ -106,7 +128,7 @@ fn whoever_is_not_who_it_must_be_is_refused_with_the_cause() {
         of_alpha.clone().expect_err("not gamma").contains("\"beta\", and node \"gamma\" must be there"),
         "{of_alpha:?}"
     );
-    assert!(of_beta.clone().expect_err("refused").contains("refuses this node's certificate"), "{of_beta:?}");
+    assert!(of_beta.clone().expect_err("refused").contains("refuses this host's certificate"), "{of_beta:?}");
     // Another authority, on either side.
     let foreign = elsewhere.keyring("beta").expect("good there");
     let (of_alpha, of_beta) = shake(&alpha.now(), &foreign.now(), "beta");
@@ -139,6 +161,55 @@ fn whoever_is_not_who_it_must_be_is_refused_with_the_cause() {
             _ => assert!(of_alpha.expect_err(what).contains(why), "{what}"),
         }
     }
+}
+
+/// An NBD client believes nobody but the node that it dialled, and is believed by name; it needs neither the secret nor a node's certificate.
+#[test]
+fn a_client_and_the_node_that_it_dials_know_each_other() {
+    let now = SystemTime::now();
+    let (place, elsewhere) = (Place::new(), Place::new());
+    let client = |place: &Place, name: &str, from: SystemTime| {
+        let holder = Holder { kind: Kind::Client, ..node(name) };
+        place.put(name, &holder, from, 10);
+        Keyring::open(place.dir.path(), holder).expect("good")
+    };
+    let beta = place.keyring("beta").expect("good");
+    std::fs::remove_file(place.folder().secret_file()).expect("it is on nodes only");
+    let db1 = client(&place, "db1", now);
+    let (of_client, of_beta) = shake_nbd(&db1.now(), &beta.now(), "beta");
+    assert_eq!(of_client.map(|_| ()), Ok(()));
+    assert_eq!(of_beta, Ok(Some("db1".to_owned())));
+    let (of_client, _) = shake_nbd(&db1.now(), &beta.now(), "alpha");
+    assert!(of_client.expect_err("not alpha").contains("that of node \"beta\", and node \"alpha\" must be there"));
+    // Whoever answers in a node's place.
+    let cases: [(&str, Holder, SystemTime, &str); 5] = [
+        ("expired", node("beta"), now - DAYS * 20, "its certificate expired on"),
+        ("a client", Holder { kind: Kind::Client, ..node("beta") }, now, "made for another purpose"),
+        ("etcd", Holder { kind: Kind::Server, ..node("beta") }, now, "that of the server \"beta\", which is no node"),
+        ("a cluster", Holder { cluster: ClusterId(8), ..node("beta") }, now, "of another cluster"),
+        ("a name", node("gamma"), now, "\"gamma\", and node \"beta\" must be there"),
+    ];
+    for (what, holder, from, why) in cases {
+        let issued = place.authority.issue(&holder, &[], from, 10).expect("issued");
+        let (of_client, _) = shake_nbd(&db1.now(), &Keys::with_certificate(&beta.now(), &issued), "beta");
+        let of_client = of_client.expect_err(what);
+        assert!(of_client.contains(why), "{what}: {of_client}");
+    }
+    // Whoever asks in a client's place.
+    let stranger = client(&elsewhere, "db1", now);
+    let (_, of_beta) = shake_nbd(&Keys::trusting(&beta.now(), &stranger), &beta.now(), "beta");
+    assert!(of_beta.expect_err("a stranger").contains("not signed by the authority"));
+    let late = client(&place, "late", now - DAYS * 20);
+    let (_, of_beta) = shake_nbd(&late.now(), &beta.now(), "beta");
+    assert!(of_beta.expect_err("too late").contains("its certificate expired on"));
+    let warned = late.warning().expect("it has ended");
+    assert!(warned.contains("of NBD client late expired on") && warned.contains("repblk cert renew late"), "{warned}");
+    // What is no client's is not taken for one.
+    place.put("etcd", &Holder { kind: Kind::Server, ..node("etcd") }, now, 10);
+    let opened = Keyring::open(place.dir.path(), Holder { kind: Kind::Client, ..node("etcd") });
+    assert!(
+        opened.is_err_and(|error| error.to_string().contains("that of the server \"etcd\", which is no NBD client"))
+    );
 }
 
 #[test]
@@ -186,8 +257,27 @@ fn the_warning_begins_thirty_days_before_the_end() {
     assert!(keys.warning(end).is_some_and(|told| told.contains("in 0 days")));
     assert!(
         keys.warning(end + 1)
-            .is_some_and(|told| told.contains("expired on") && told.contains("links that stand go on"))
+            .is_some_and(|told| told.contains("expired on") && told.contains("connections that stand go on"))
     );
+}
+
+/// Found by reading: nobody was told, and after ten years no link would have come about.
+#[test]
+fn the_end_of_the_authority_is_warned_of_too() {
+    let place = Place::new();
+    let old = Authority::create("plant7", 20).expect("made");
+    place.folder().write_authority(&old).expect("written");
+    place
+        .folder()
+        .write_issued("alpha", &old.issue(&node("alpha"), &[], SystemTime::now(), 400).expect("issued"))
+        .expect("written");
+    let keyring = place.keyring("alpha").expect("good");
+    let warned = keyring.warning().expect("it ends soon");
+    assert!(warned.contains("the authority of the cluster (ca.pem) expires on"), "{warned}");
+    // Both are trusted while certificates are renewed under the new one.
+    let both = [old.certificate(), place.authority.certificate()].concat();
+    std::fs::write(place.folder().authority_file(), both).expect("written");
+    assert_eq!(keyring.warning(), None);
 }
 
 #[test]
@@ -213,4 +303,61 @@ fn a_server_is_no_client() {
         keys.client_of(Some(&place.folder().chain("x").expect("is there"))).is_some()
     };
     assert!(may(Kind::Client) && may(Kind::Node) && !may(Kind::Server));
+}
+
+/// Found by review: what is printed of an authority to find a fault had its private key in it.
+#[test]
+fn nothing_that_is_printed_shows_a_secret() {
+    let place = Place::new();
+    let keyring = place.keyring("alpha").expect("good");
+    let (key, secret) = (place.authority.key(), place.folder().secrets().expect("is there")[0].digits());
+    let node_key = std::fs::read_to_string(place.folder().key_file("alpha")).expect("is there");
+    let printed = format!("{:?} {:?} {:?}", place.authority, keyring, keyring.now());
+    for private in [key, &node_key, &secret] {
+        for line in private.lines().filter(|line| !line.starts_with('-')) {
+            assert!(!printed.contains(line), "a line of a secret is shown");
+        }
+    }
+    assert!(!printed.contains("PRIVATE"), "{printed}");
+}
+
+/// Found by review: whoever may write what is trusted, or the folder that it is in, can make himself trusted.
+#[test]
+fn what_others_may_write_is_not_trusted() {
+    let place = Place::new();
+    let alpha = place.keyring("alpha").expect("good");
+    let folder = place.dir.path().to_path_buf();
+    let set = |file: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).expect("set");
+    };
+    let cases = [
+        (place.folder().authority_file(), 0o620, 0o600),
+        (place.folder().authority_file(), 0o606, 0o644),
+        (place.folder().certificate_file("alpha"), 0o622, 0o644),
+        (folder.clone(), 0o770, 0o755),
+        (folder, 0o707, 0o700),
+    ];
+    for (file, open, good) in cases {
+        set(&file, open);
+        let error = Keyring::open(place.dir.path(), node("alpha")).expect_err("is not used").to_string();
+        assert!(error.contains("others than its owner may change it"), "{open:o}: {error}");
+        assert!(error.contains(&file.display().to_string()), "{error}");
+        set(&file, good);
+        Keyring::open(place.dir.path(), node("alpha")).unwrap_or_else(|error| panic!("{good:o}: {error}"));
+    }
+    assert_eq!(alpha.warning(), None);
+}
+
+/// Found by review: root read keys that belonged to somebody else, who could read them and put others in their place.
+#[test]
+fn what_belongs_to_another_user_is_not_used() {
+    let place = Place::new();
+    place.put_if_absent("alpha");
+    let key = place.folder().key_file("alpha");
+    if let Err(error) = std::os::unix::fs::chown(&key, Some(65_534), None) {
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "only root may give files away");
+        return;
+    }
+    let error = Keyring::open(place.dir.path(), node("alpha")).expect_err("is not used").to_string();
+    assert!(error.contains("alpha.key: belongs to user 65534"), "{error}");
 }

@@ -16,6 +16,7 @@ marks! {
     LogFull = "a write waited for room in the transfer log",
     BacklogFull = "a write waited for the backlog",
     HotFull = "a write waited for a slot of the activity log",
+    FlushForeseen = "a flush was foreseen",
     EvictionWaited = "an eviction waited for bitmap pages",
     Cooled = "an extent nobody wrote to left the activity log",
     LogBlanked = "a damaged activity log was written anew",

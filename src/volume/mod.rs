@@ -16,6 +16,7 @@
 //! | `orders` | promise, take over, stand down: what whoever decides about failover says |
 //! | `copying` | resync, pause, disconnect, as an operator wants them |
 //! | `stability` | flushes and barriers: who has made what stable |
+//! | `foresight` | whether a flush is about to follow |
 //! | `metadata` | commits: superblock, activity log, bitmap pages |
 //! | `failure` | the local disk is lost |
 //! | `status` | what an operator sees |
@@ -36,6 +37,7 @@ mod book;
 mod copying;
 mod exclusion;
 mod failure;
+mod foresight;
 mod greeting;
 mod hot_extents;
 mod in_flight;
@@ -224,6 +226,7 @@ pub struct Volume {
     local_flush: Option<OpId>,
     /// Make everything up to here stable, besides what flushes ask for.
     stable_goal: Seq,
+    foresight: foresight::Foresight,
     last_write: Moment,
     /// Last request of a client.
     host_active: Moment,
@@ -333,6 +336,7 @@ impl Volume {
             local: Cursor::joining(start),
             local_flush: None,
             stable_goal: Seq(0),
+            foresight: foresight::Foresight::default(),
             last_write: Moment(0),
             host_active: Moment(0),
             peers,

@@ -69,7 +69,10 @@ impl Volume {
         let request = self.requests.get(id);
         let range = request.range;
         match request.op {
-            HostOp::Flush => self.flushes.push_back((id, self.log.last())),
+            HostOp::Flush => {
+                self.foresight.flush();
+                self.flushes.push_back((id, self.log.last()));
+            }
             _ if range.is_empty() => self.reply(id, Ok(()), None, out),
             HostOp::Read if self.local_ok => {
                 let op = self.begin(Op::HostRead(id));
@@ -220,6 +223,12 @@ impl Volume {
             }
         }
         self.last_write = now;
+        if self.requests.get(request).fua {
+            // It will wait for stability as soon as it is written everywhere: the peer is told at once.
+            self.stable_goal = seq;
+        } else {
+            self.foresight.write();
+        }
         if self.local_ok {
             let op = self.begin(Op::SegmentWrite(id));
             out.push(match change {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::condition::Mode;
 use crate::units::{Moment, Seq};
 use crate::volume::io::{DiskError, Effect};
+use crate::volume::marks::Mark;
 use crate::volume::{Effects, Op, Volume};
 use crate::wire::Message;
 
@@ -20,6 +21,10 @@ impl Volume {
     /// End of the shell's turn: say once what can be said once.
     pub(super) fn turn_end(&mut self, now: Moment, out: &mut Effects) {
         self.ask_for_room(now);
+        if self.foresight.turn_end() {
+            self.mark(Mark::FlushForeseen);
+            self.stable_goal = self.log.last();
+        }
         self.pump_metadata(now, out);
         self.flush_local(out);
         self.send_barriers(out);

@@ -188,9 +188,30 @@ pub(crate) fn encode_body<T: serde::Serialize>(value: &T) -> Vec<u8> {
 /// # Errors
 /// [`HelloError::Body`].
 pub(crate) fn decode_body<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HelloError> {
+    // What is read is written again below, and is no longer then.
+    if bytes.len() > BODY_LEN_MAX {
+        return Err(HelloError::Body);
+    }
     let config = bincode::config::standard().with_limit::<BODY_LEN_MAX>();
     match bincode::serde::decode_from_slice(bytes, config) {
         Ok((value, used)) if used == bytes.len() && encode_body(&value) == bytes => Ok(value),
         _ => Err(HelloError::Body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by review: bincode counts a number by its length in memory, and a large one is longer when it is written. So a body could be read that
+    /// was too long to be written again, and comparing the two ended the process.
+    #[test]
+    fn a_body_that_is_too_long_is_refused_and_ends_nothing() {
+        let numbers = vec![u64::MAX; 120];
+        let bytes = bincode::serde::encode_to_vec(&numbers, bincode::config::standard()).expect("plain values");
+        assert!(bytes.len() > BODY_LEN_MAX && numbers.len() * 8 < BODY_LEN_MAX);
+        assert_eq!(decode_body::<Vec<u64>>(&bytes), Err(HelloError::Body));
+        let fits = vec![u64::MAX; 100];
+        assert_eq!(decode_body::<Vec<u64>>(&encode_body(&fits)), Ok(fits));
     }
 }

@@ -26,6 +26,11 @@ targets! {
     nbd_request, 80_000;
     wire_frame, 100_000;
     wire_hello, 150_000;
+    tls_handshake, 2_000;
+    certificate, 60_000;
+    sealed, 4_000;
+    beat, 150_000;
+    agent_words words mutate::JSON, 100_000;
     meta_superblock, 60_000;
     meta_activity_log, 4_000;
     meta_bitmap, 3_000;

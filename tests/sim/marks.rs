@@ -12,6 +12,7 @@ pub(crate) const IMPORTANT: &[&str] = &[
     "a block of a resync was under way when its target was lost",
     "a damaged activity log was written anew",
     "a failed copy was written off on its own disk",
+    "a flush was foreseen",
     "a failed disk ended a change of role",
     "a former primary asked for its role again",
     "a generation waited for the data before it",

@@ -126,6 +126,27 @@ fn beside_a_record_the_proof_ends_the_lease() {
     pair.assert_identical();
 }
 
+/// Strangers that say nothing take every seat at the agent, and the peer has its proof as soon as ever.
+#[test]
+fn strangers_do_not_keep_the_peer_from_its_proof() {
+    let (_agents, mut pair) = up("kind = \"agent\"", true);
+    let at = pair.alpha.data.replace(":7789", ":7791");
+    let ledger = Ledger::start(&[pair.alpha.place(), pair.beta.place()], WRITERS, BLOCKS);
+    ledger.wait_more(200, SHORT);
+    let strangers: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(&at).expect("the agent listens")).collect();
+    let began = Instant::now();
+    pair.alpha.kill();
+    let took = first_write(&ledger, began);
+    println!("first write acknowledged {took:?} after the kill, with {} strangers at the agent", strangers.len());
+    assert!(took < TAKE_OVER_TIME, "it took {took:?}");
+    drop(strangers);
+    pair.alpha.start();
+    pair.wait_in_sync();
+    let book = ledger.stop();
+    book.audit(&mut pair.beta.client());
+    pair.assert_identical();
+}
+
 /// Whoever sits at the agent's address says that the primary is dead, which would make two primaries.
 #[test]
 fn a_false_word_of_death_is_not_believed() {

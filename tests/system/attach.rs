@@ -18,8 +18,8 @@ const WRITERS: u64 = 4;
 const BLOCKS: usize = 64;
 
 /// A `repblk attach` of a pair's volume.
-struct Attached {
-    config: PathBuf,
+pub(crate) struct Attached {
+    pub(crate) config: PathBuf,
     folder: PathBuf,
     child: Option<Child>,
 }
@@ -27,7 +27,7 @@ struct Attached {
 impl Attached {
     /// Started; its socket is there.
     #[track_caller]
-    fn start(pair: &Pair, options: &[&str]) -> Self {
+    pub(crate) fn start(pair: &Pair, options: &[&str]) -> Self {
         let mut attached = Self::new(pair);
         attached.begin(options);
         attached.wait("the device", |status| status["state"] == "following");
@@ -35,13 +35,13 @@ impl Attached {
         attached
     }
 
-    fn new(pair: &Pair) -> Self {
+    pub(crate) fn new(pair: &Pair) -> Self {
         let config = pair.dir.path().join("host.toml");
         std::fs::copy(&pair.alpha.config, &config).expect("the test's folder can be written");
         Self { config, folder: pair.dir.path().to_path_buf(), child: None }
     }
 
-    fn begin(&mut self, options: &[&str]) {
+    pub(crate) fn begin(&mut self, options: &[&str]) {
         let log = File::options().create(true).append(true).open(self.folder.join("attach.log"));
         let log = log.expect("the test's folder can be written");
         let mut command = Command::new("setpriv");
@@ -51,7 +51,7 @@ impl Attached {
         self.child = Some(command.spawn().expect("setpriv is in Debian's util-linux"));
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -64,16 +64,16 @@ impl Attached {
     }
 
     /// Where [`Raw`] and [`Ledger`] connect to.
-    fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         self.folder.join(format!("attach-{VOLUME}.nbd")).display().to_string()
     }
 
-    fn status(&self) -> Option<Value> {
+    pub(crate) fn status(&self) -> Option<Value> {
         serde_json::from_str(&self.cli(&["attach", "--status", "--json"]).stdout).ok()
     }
 
     #[track_caller]
-    fn wait(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         wait_for(&format!("{what}\n{}", self.log()), SHORT, || self.status().filter(|status| is(status)))
     }
 
@@ -86,7 +86,7 @@ impl Attached {
         status
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("attach.log")).unwrap_or_default()
     }
 }

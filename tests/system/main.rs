@@ -13,12 +13,15 @@
 //! When a test fails, the end of each daemon's log is printed. Whatever ends the tests, no process and no mount is left behind: the
 //! kernel ends each daemon with its test, and mounts are in the daemon's own namespace.
 
+mod admission;
 mod agent;
 mod attach;
+mod attach_tls;
 mod automatic;
 mod bad_start;
 mod clients;
 mod command_line;
+mod control;
 mod damaged_metadata;
 mod disk_errors;
 mod disk_faults;
@@ -38,6 +41,7 @@ mod pair;
 mod pauses;
 mod power;
 mod powered;
+mod privilege;
 mod proxy;
 mod raw_nbd;
 #[path = "../sim/rng.rs"]

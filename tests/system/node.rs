@@ -9,15 +9,68 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::raw_nbd::Raw;
-use crate::tools::{self, Ran, SHORT, run, signal, wait_for};
+use crate::tools::{self, Ran, Running, SHORT, run, signal, wait_for};
 
 /// The program under test.
 pub(crate) const REPBLK: &str = env!("CARGO_BIN_EXE_repblk");
 /// The volume of every pair.
 pub(crate) const VOLUME: &str = "mes";
 
+/// A user of this host, who need not be in its files; its first group has its number.
+#[derive(Clone)]
+pub(crate) struct User {
+    pub(crate) number: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// The sandbox of a unit of systemd, as `scripts/confined` makes it.
+#[derive(Clone)]
+pub(crate) struct Sandbox {
+    /// The unit's file, and those of its drop-ins.
+    pub(crate) units: Vec<PathBuf>,
+    pub(crate) user: User,
+    /// What can be written in it.
+    pub(crate) folder: PathBuf,
+}
+
+impl User {
+    /// A command that this user runs.
+    pub(crate) fn command(&self) -> Command {
+        let number = self.number.to_string();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &number, "--regid", &number]);
+        match self.groups.is_empty() {
+            true => command.arg("--clear-groups"),
+            false => command.arg("--groups").arg(list(self.groups.iter().map(u32::to_string))),
+        };
+        command
+    }
+}
+
+impl Sandbox {
+    /// A command that runs in it, and is ended by the kernel with whoever started it.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/confined"));
+        command.arg(list(self.units.iter().map(|unit| unit.display().to_string())));
+        command.arg("--user").arg(self.user.number.to_string());
+        for group in [&[self.user.number], self.user.groups.as_slice()].concat() {
+            command.arg("--group").arg(group.to_string());
+        }
+        command.arg("--writable").arg(&self.folder).arg("--cwd").arg(&self.folder);
+        command
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(",")
+}
+
 pub(crate) struct Node {
     pub(crate) name: &'static str,
+    /// What is run.
+    pub(crate) program: PathBuf,
+    /// In what the daemon runs; none for nothing at all.
+    pub(crate) sandbox: Option<Sandbox>,
     /// Its configuration file. The pair's nodes differ in how they reach each other: a proxy may stand between them.
     pub(crate) config: PathBuf,
     pub(crate) control: PathBuf,
@@ -39,6 +92,8 @@ impl Node {
         let file = |end: &str| dir.join(format!("{name}{end}"));
         Self {
             name,
+            program: PathBuf::from(REPBLK),
+            sandbox: None,
             config: file(".toml"),
             control: file(".ctl"),
             device: file(".img"),
@@ -64,20 +119,36 @@ impl Node {
         run(REPBLK, fixed.iter().chain(args), limit)
     }
 
+    /// The same, given by another user.
+    #[track_caller]
+    pub(crate) fn cli_as(&self, user: &User, args: &[&str]) -> Ran {
+        let mut command = user.command();
+        command.arg(&self.program).arg("--config").arg(&self.config).args(["--node", self.name]).args(args);
+        Running::start(command).finish(SHORT)
+    }
+
     /// Starts the daemon and returns at once.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("the test's folder can be written");
         // The kernel ends the daemon with this thread, so that nothing stays behind when the test is killed.
+        let mut command = match &self.sandbox {
+            Some(sandbox) => sandbox.command(),
+            None => self.unconfined(),
+        };
+        command.arg(&self.program).arg("--config").arg(&self.config).args(["--node", self.name, "serve"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("descriptors are left")).stderr(log);
+        self.child = Some(command.spawn().expect("setpriv is in Debian's util-linux"));
+    }
+
+    fn unconfined(&self) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         if !self.before.is_empty() {
             let script = format!("{} && exec \"$0\" \"$@\"", self.before);
             command.args(["unshare", "--mount", "sh", "-ec", &script]);
         }
-        command.arg(REPBLK).arg("--config").arg(&self.config).args(["--node", self.name, "serve"]);
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("descriptors are left")).stderr(log);
-        self.child = Some(command.spawn().expect("setpriv is in Debian's util-linux"));
+        command
     }
 
     /// Starts the daemon and waits until it answers.

@@ -59,7 +59,11 @@ pub(crate) struct Pair {
 impl Pair {
     /// Configured, with devices, and nothing else.
     pub(crate) fn new(setup: &Setup) -> Self {
-        let dir = folder();
+        Self::within(folder(), setup)
+    }
+
+    /// The same, with all files in `dir`.
+    pub(crate) fn within(dir: TempDir, setup: &Setup) -> Self {
         let (alpha, beta) = (Node::new("alpha", dir.path()), Node::new("beta", dir.path()));
         let door = beta.data.replace(":7789", ":7788");
         let proxy = Proxy::start(&door, &beta.data);

@@ -48,34 +48,43 @@ impl Raw {
 
     /// Connects, and exchanges the first flags.
     pub(crate) fn greet(place: &str) -> io::Result<Self> {
-        let mut raw = Self::dial(place)?;
+        Self::dial(place)?.greeted()
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) fn over(stream: TcpStream) -> io::Result<Self> {
+        Self::tcp(stream)?.greeted()
+    }
+
+    fn greeted(mut self) -> io::Result<Self> {
         let mut greeting = [0; 18];
-        raw.socket.read_exact(&mut greeting)?;
+        self.socket.read_exact(&mut greeting)?;
         assert_eq!(be64(&greeting[..8]), NBD_MAGIC, "the server greets with the magic");
         assert_eq!(be64(&greeting[8..16]), OPTION_MAGIC, "the server speaks newstyle");
         // Fixed newstyle, no zeroes.
-        raw.send(&3u32.to_be_bytes())?;
-        Ok(raw)
+        self.send(&3u32.to_be_bytes())?;
+        Ok(self)
     }
 
     /// Connects and says nothing.
     pub(crate) fn dial(place: &str) -> io::Result<Self> {
-        let socket: Box<dyn Socket> = if place.starts_with('/') {
-            let stream = UnixStream::connect(place)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Box::new(stream)
-        } else {
-            let stream = TcpStream::connect(place)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
-        };
-        Ok(Self { socket, cookie: 1 })
+        if !place.starts_with('/') {
+            return Self::tcp(TcpStream::connect(place)?);
+        }
+        let stream = UnixStream::connect(place)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { socket: Box::new(stream), cookie: 1 })
     }
 
-    fn go(&mut self, export: &str) -> Result<(), String> {
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { socket: Box::new(stream), cookie: 1 })
+    }
+
+    pub(crate) fn go(&mut self, export: &str) -> Result<(), String> {
         let name = export.as_bytes();
         let mut body = u32::try_from(name.len()).expect("a name is short").to_be_bytes().to_vec();
         body.extend(name);

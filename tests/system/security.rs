@@ -95,7 +95,7 @@ fn an_expired_certificate_ends_no_link_and_makes_none() {
     why("its certificate expired on");
     // Somebody else's authority is no better.
     put(&Authority::create("test", 10).expect("made"), SystemTime::now());
-    why("not signed by the authority that this node trusts");
+    why("not signed by the authority that is trusted here");
     put(&authority, SystemTime::now());
     pair.alpha.wait("the link with a good certificate", LONG, in_sync);
     pair.assert_identical();
@@ -118,13 +118,10 @@ fn a_node_without_keys_is_not_let_in() {
     pair.alpha.wait("silence", SHORT, |volume| volume["peers"][0]["heartbeat"][0]["alive"] == false);
 }
 
-/// Clients that know nothing of repblk, over TLS: with the authority alone, without it, and with a certificate where one is required.
-#[test]
-fn clients_of_others_speak_tls_and_must_where_it_is_required() {
-    let pair = Pair::up(&Setup { nbd_tls: "nbd_tls = \"require\"\nnbd_client_certificates = true", ..with_keys() });
+/// Folders of keys under the names that QEMU and libnbd look for: of somebody with a certificate, and of somebody without.
+fn clients(pair: &Pair) -> (String, String) {
     let keys = pair.dir.path().join("keys");
     pair.alpha.cli(&["cert", "issue", "db1", "--client"]).ok();
-    // The names that QEMU and libnbd look for.
     let client = |name: &str, with_certificate: bool| {
         let folder = pair.dir.path().join(name);
         std::fs::create_dir(&folder).expect("made");
@@ -138,7 +135,50 @@ fn clients_of_others_speak_tls_and_must_where_it_is_required() {
         }
         folder.display().to_string()
     };
-    let (known, unknown) = (client("known", true), client("unknown", false));
+    (client("known", true), client("unknown", false))
+}
+
+/// Nothing is said of NBD: who comes from another host must speak TLS and show a certificate, and who is of this host need not.
+#[test]
+fn by_default_a_client_of_another_host_proves_who_it_is() {
+    let pair = Pair::new(&with_keys());
+    let port = std::net::TcpListener::bind("0.0.0.0:0").expect("ports are left").local_addr().expect("bound").port();
+    for node in [&pair.alpha, &pair.beta] {
+        let own = format!("\"tcp:{}\"", pair.alpha.nbd_tcp);
+        reconfigure(&node.config, &own, &format!("{own}, \"tcp:0.0.0.0:{port}\""));
+    }
+    let checked = pair.alpha.cli(&["config", "check"]).ok();
+    assert!(checked.contains("\nNBD: clients of other hosts speak TLS and show a certificate"), "{checked}");
+    let pair = pair.found();
+    assert_eq!(
+        (&security(&pair.alpha)["nbd_tls"], &security(&pair.alpha)["nbd_warning"]),
+        (&"require".into(), &Value::Null)
+    );
+    let (known, unknown) = clients(&pair);
+    let (host, _) = pair.alpha.nbd_tcp.split_once(':').expect("IP:PORT");
+    let uri = |folder: &str| format!("nbds://{host}:{port}/{VOLUME}?tls-certificates={folder}");
+    run("nbdinfo", ["--size", &uri(&known)], SHORT).ok();
+    run("nbdinfo", ["--size", &uri(&unknown)], SHORT).fails();
+    run("nbdinfo", ["--size", &format!("nbd://{host}:{port}/{VOLUME}")], SHORT).fails();
+    run("nbdinfo", ["--size", &format!("nbd://{}/{VOLUME}", pair.alpha.nbd_tcp)], SHORT).ok();
+    // A choice that keeps nobody out is told as that, and none at all is refused.
+    let chosen = |line: &str| {
+        reconfigure(&pair.beta.config, "[security]\n", &format!("[security]\n{line}\n"));
+        let checked = pair.beta.cli(&["config", "check"]);
+        reconfigure(&pair.beta.config, &format!("{line}\n"), "");
+        checked
+    };
+    let checked = chosen("nbd_tls = \"allow\"").ok();
+    assert!(checked.contains("NOBODY IS KEPT OUT"), "{checked}");
+    let refused = chosen("nbd_tls = \"off\"").exits(2);
+    assert!(refused.contains(&format!("other hosts reach tcp:0.0.0.0:{port}")), "{refused}");
+}
+
+/// Clients that know nothing of repblk, over TLS: with the authority alone, without it, and with a certificate where one is required.
+#[test]
+fn clients_of_others_speak_tls_and_must_where_it_is_required() {
+    let pair = Pair::up(&Setup { nbd_tls: "nbd_tls = \"require\"", ..with_keys() });
+    let (known, unknown) = clients(&pair);
     let (host, port) = pair.alpha.nbd_tcp.split_once(':').expect("IP:PORT");
     let uri = |folder: &str| format!("nbds://{host}:{port}/{VOLUME}?tls-certificates={folder}");
     run("nbdinfo", ["--size", &uri(&known)], SHORT).ok();
@@ -146,14 +186,34 @@ fn clients_of_others_speak_tls_and_must_where_it_is_required() {
     run("nbdinfo", ["--size", &format!("nbd://{host}:{port}/{VOLUME}")], SHORT).fails();
     // Over a Unix socket nothing leaves the host.
     run("nbdinfo", ["--size", &pair.alpha.unix_uri()], SHORT).ok();
-    let qemu = |folder: &str, command: &str| {
-        let tls = format!("tls-creds-x509,id=tls0,endpoint=client,dir={folder}");
+    let qemu_with = |folder: &str, priority: &str, command: &str| {
+        let tls = format!("tls-creds-x509,id=tls0,endpoint=client,dir={folder}{priority}");
         let image = format!("driver=nbd,host={host},port={port},export={VOLUME},tls-creds=tls0");
         run("qemu-io", ["--object", &tls, "--image-opts", &image, "-c", command], LONG)
     };
+    let qemu = |folder: &str, command: &str| qemu_with(folder, "", command);
     qemu(&known, "write -P 7 1M 3M").ok();
     qemu(&known, "read -P 7 1M 3M").ok();
     qemu(&unknown, "read 0 4k").fails();
+    // As programs do that know no TLS 1.3. What is older still is not spoken.
+    let only = |version: &str| format!(",priority=NORMAL:-VERS-ALL:+VERS-TLS{version}");
+    qemu_with(&known, &only("1.2"), "read -P 7 1M 3M").ok();
+    qemu_with(&known, &only("1.2"), "write -P 8 5M 1M").ok();
+    qemu_with(&unknown, &only("1.2"), "read 0 4k").fails();
+    qemu_with(&known, &only("1.1"), "read 0 4k").fails();
+    // nbd-client of Debian 12 is one of them, and wants each file by its name.
+    let list = |files: &[(&str, String)]| {
+        let files = files.iter().flat_map(|(option, file)| [(*option).to_owned(), file.clone()]);
+        let fixed = ["-l", host, port, "-tlshostname", host].map(str::to_owned);
+        run("nbd-client", fixed.into_iter().chain(files), SHORT)
+    };
+    let file = |folder: &str, name: &str| format!("{folder}/{name}.pem");
+    let authority = ("-cacertfile", file(&known, "ca-cert"));
+    let own = [("-certfile", file(&known, "client-cert")), ("-keyfile", file(&known, "client-key"))];
+    let listed = list(&[&own[..], &[authority.clone()]].concat()).ok();
+    assert!(listed.contains(VOLUME), "{listed}");
+    assert!(!list(&[authority]).fails().contains(VOLUME));
+    assert!(!run("nbd-client", ["-l", host, port], SHORT).fails().contains(VOLUME));
     run("nbdcopy", [&uri(&known), &pair.dir.path().join("copy").display().to_string()], LONG).ok();
     let copy = std::fs::read(pair.dir.path().join("copy")).expect("made");
     assert!(copy[1 << 20..4 << 20].iter().all(|&byte| byte == 7) && copy[..1 << 20].iter().all(|&byte| byte == 0));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -160,6 +160,18 @@ pub(crate) fn from_environment((name, otherwise): (&str, u64)) -> u64 {
 /// A folder for one test, removed with everything in it at the end.
 pub(crate) fn folder() -> TempDir {
     tempfile::Builder::new().prefix("pair").tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("cargo made this folder")
+}
+
+/// The same, where every user of the host may look into it, with a copy of `program` that every user may run.
+pub(crate) fn public_folder(program: &str) -> (TempDir, PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::Builder::new().prefix("pair").tempdir().expect("there is a place for files of all users");
+    let everyone = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), everyone.clone()).expect("it is ours");
+    let copy = dir.path().join("repblk");
+    std::fs::copy(program, &copy).expect("there is room for a program");
+    std::fs::set_permissions(&copy, everyone).expect("it is ours");
+    (dir, copy)
 }
 
 /// An address of the loopback network that nobody else uses: no other test here, and no other run of the tests.

@@ -20,7 +20,7 @@
 
 pub(super) mod asking;
 mod proof;
-mod words;
+pub mod words;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,20 +29,24 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use self::words::{Answered, Asked, LINE_LEN_MAX, Word};
+use super::admission::{Door, Source, turn_away};
 use super::config::{Config, Node};
+use super::lobby::Lobby;
 use super::security::Guard;
+use super::stream::Stream;
 use super::{handshake, sockets};
 use crate::tls::AGENT_PROTOCOL;
 
 /// Longest time for the asker to say its question, or to take the answer.
 const ASKER_TIME: Duration = Duration::from_secs(2);
-/// Askers at one time.
-const ASKERS_MAX: usize = 16;
+/// Askers at one time that have not asked yet, or do not take their answer. Who comes to a full lobby takes a stranger's seat: strangers do
+/// not keep the peer from its proof.
+const LOBBY_SEATS: usize = 16;
 
 /// Runs the agent of `me` until SIGTERM or SIGINT.
 ///
@@ -62,7 +66,8 @@ struct Agent {
     config: Config,
     me: Node,
     guard: Arc<Guard>,
-    /// Two askers must not have the same daemon proved dead at once.
+    lobby: Arc<Lobby>,
+    /// Two askers must not have the same daemon proved dead at once. Only peers wait for it, each with few questions.
     proving: Mutex<()>,
 }
 
@@ -76,8 +81,9 @@ async fn keep_serving(config: Config, me: Node) -> Result<(), String> {
     let listener = sockets::tcp(address, "the peer's questions")?;
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     info!(version, pid, cluster = config.cluster, node = me.name, %address, "repblk agent started");
-    let agent = Arc::new(Agent { config, me, guard, proving: Mutex::default() });
-    let places = Arc::new(Semaphore::new(ASKERS_MAX));
+    let door = Door::new("questions to the agent", config.limits.rate(), Arc::clone(&guard.turned_away));
+    let lobby = Arc::new(Lobby::new(LOBBY_SEATS));
+    let agent = Arc::new(Agent { config, me, guard, lobby, proving: Mutex::default() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -85,14 +91,11 @@ async fn keep_serving(config: Config, me: Node) -> Result<(), String> {
             _ = interrupt.recv() => return Ok(()),
         };
         match accepted {
+            // Who is turned away hears nothing, which proves nothing.
+            Ok((stream, from)) if !door.admits(from.ip()) => turn_away(&stream),
             Ok((stream, from)) => {
-                // One too many hears nothing, which proves nothing.
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
                 let agent = Arc::clone(&agent);
-                tokio::spawn(async move {
-                    agent.answer(stream, from).await;
-                    drop(place);
-                });
+                tokio::spawn(async move { agent.answer(stream, from).await });
             }
             Err(error) => {
                 warn!(%error, "an asker cannot be accepted");
@@ -103,24 +106,38 @@ async fn keep_serving(config: Config, me: Node) -> Result<(), String> {
 }
 
 impl Agent {
-    async fn answer(&self, stream: TcpStream, from: SocketAddr) {
-        let (mut stream, proved) = match handshake::accept(stream, AGENT_PROTOCOL, &self.guard).await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                debug!(%from, "who asks is not believed: {error}");
-                return;
-            }
-        };
+    /// Listens to a question. It ends when its seat is taken, since it may be a stranger's until it is known.
+    async fn listen(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+    ) -> Result<(Stream<TcpStream>, Result<Asked, String>), String> {
+        let accepted = handshake::accept(stream, AGENT_PROTOCOL, &self.guard).await;
+        let (mut stream, proved) = accepted.map_err(|error| error.to_string())?;
         let mut line = Vec::new();
         let limit = u64::try_from(LINE_LEN_MAX).expect("a small constant");
         let mut reader = BufReader::new(&mut stream).take(limit);
-        let heard = timeout(ASKER_TIME, reader.read_until(b'\n', &mut line)).await;
-        let asked = match heard {
-            Ok(Ok(_)) => Asked::parse(&line),
-            _ => return,
+        match timeout(ASKER_TIME, reader.read_until(b'\n', &mut line)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err(format!("it asked nothing within {} s", ASKER_TIME.as_secs())),
+        }
+        let asked = Asked::parse(&line);
+        let asked = asked.and_then(|asked| self.known(&asked, from.ip(), proved.as_deref()).map(|()| asked));
+        Ok((stream, asked))
+    }
+
+    async fn answer(&self, stream: TcpStream, from: SocketAddr) {
+        let source = Some(Source::of(from.ip()));
+        let listened = self.lobby.seat_from(source, self.listen(stream, from)).await;
+        let (mut stream, asked) = match listened.unwrap_or_else(|| Err("others needed its seat".to_owned())) {
+            Ok(heard) => heard,
+            Err(why) => {
+                debug!(%from, "nobody was answered: {why}");
+                return;
+            }
         };
-        let (word, why) = match asked.and_then(|asked| self.known(&asked, from.ip(), proved.as_deref()).map(|()| asked))
-        {
+        let (word, why) = match asked {
             Ok(asked) => {
                 let _turn = self.proving.lock().await;
                 proof::prove(&self.config, &self.me, &asked).await
@@ -133,7 +150,7 @@ impl Agent {
             stream.write_all(&line).await?;
             stream.shutdown().await
         };
-        if !matches!(timeout(ASKER_TIME, answering).await, Ok(Ok(()))) {
+        if !matches!(self.lobby.seat_from(source, timeout(ASKER_TIME, answering)).await, Some(Ok(Ok(())))) {
             debug!(%from, "the answer was not taken");
         }
     }

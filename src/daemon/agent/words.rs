@@ -2,29 +2,32 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::printable::one_line;
 use crate::failover::io::ProofWord;
 
 /// Longest line, in bytes with its newline.
-pub(super) const LINE_LEN_MAX: usize = 2048;
+pub const LINE_LEN_MAX: usize = 2048;
 const VERSION: u32 = 1;
 
 /// What has become of your daemon, and of your copy of this volume?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
+pub struct Asked {
     version: u32,
-    pub(super) cluster: String,
-    pub(super) volume: String,
+    /// The cluster.
+    pub cluster: String,
+    /// The volume.
+    pub volume: String,
     /// The node that asks.
-    pub(super) asker: String,
+    pub asker: String,
     /// Its copy, in hexadecimal: one that was replaced is not the one that was in sync.
-    pub(super) instance: String,
+    pub instance: String,
 }
 
 /// What can be proved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Word {
+pub enum Word {
     /// The daemon is dead, its copy is durably behind the asker's, its services are stopped.
     Dead,
     /// The daemon is dead, and its copy has what the asker's has not.
@@ -38,14 +41,17 @@ pub(super) enum Word {
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Answered {
-    pub(super) word: Word,
+pub struct Answered {
+    /// What can be proved.
+    pub word: Word,
     /// For the logs.
-    pub(super) why: String,
+    pub why: String,
 }
 
 impl Asked {
-    pub(super) fn new(cluster: &str, volume: &str, asker: &str, instance: &str) -> Self {
+    /// What node `asker` asks about `volume`, whose copy there is `instance`.
+    #[must_use]
+    pub fn new(cluster: &str, volume: &str, asker: &str, instance: &str) -> Self {
         let text = |text: &str| text.to_owned();
         let (cluster, volume, asker, instance) = (text(cluster), text(volume), text(asker), text(instance));
         Self { version: VERSION, cluster, volume, asker, instance }
@@ -54,13 +60,15 @@ impl Asked {
     /// What came, if it is whole.
     ///
     /// # Errors
-    /// A sentence.
-    pub(super) fn parse(line: &[u8]) -> Result<Self, String> {
+    /// A sentence, in one line.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
         let asked: Self = parse(line)?;
         if asked.version == VERSION { Ok(asked) } else { Err(format!("version {} is not spoken here", asked.version)) }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// The line of it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         encode(self)
     }
 }
@@ -69,19 +77,23 @@ impl Answered {
     /// As [`Asked::parse`].
     ///
     /// # Errors
-    /// A sentence.
-    pub(super) fn parse(line: &[u8]) -> Result<Self, String> {
-        parse(line)
+    /// A sentence, in one line.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        let Self { word, why } = parse(line)?;
+        Ok(Self { word, why: one_line(&why) })
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// The line of it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         encode(self)
     }
 }
 
 impl Word {
     /// As the failover machine hears it.
-    pub(super) fn proof(self) -> ProofWord {
+    #[must_use]
+    pub fn proof(self) -> ProofWord {
         match self {
             Self::Dead => ProofWord::DaemonDead { in_sync: true },
             Self::Behind => ProofWord::DaemonDead { in_sync: false },
@@ -90,7 +102,9 @@ impl Word {
         }
     }
 
-    pub(super) fn text(self) -> &'static str {
+    /// The word itself.
+    #[must_use]
+    pub fn text(self) -> &'static str {
         match self {
             Self::Dead => "dead",
             Self::Behind => "behind",
@@ -104,7 +118,8 @@ fn parse<T: for<'a> Deserialize<'a>>(line: &[u8]) -> Result<T, String> {
     if line.last() != Some(&b'\n') {
         return Err(format!("a line of at most {LINE_LEN_MAX} bytes was expected"));
     }
-    serde_json::from_slice(line).map_err(|error| format!("the line cannot be understood: {error}"))
+    serde_json::from_slice(line)
+        .map_err(|error| format!("the line cannot be understood: {}", one_line(&error.to_string())))
 }
 
 fn encode(value: &impl Serialize) -> Vec<u8> {
@@ -132,5 +147,15 @@ mod tests {
             assert_eq!(Answered::parse(&answered.encode()), Ok(answered.clone()));
             assert!(String::from_utf8_lossy(&answered.encode()).contains(word.text()));
         }
+    }
+
+    /// Found by review: what a stranger wrote stood in the log as it is, and could pass for lines of it.
+    #[test]
+    fn a_strangers_text_cannot_break_the_log() {
+        let strange = br#"{"version":1,"cluster":"c","volume":"v","asker":"a","instance":"0","a\n\u001b[2J":1}"#;
+        let why = Asked::parse(&[&strange[..], b"\n"].concat()).expect_err("a word too many");
+        assert!(why.contains("a\\n\\u{1b}[2J") && !why.contains(char::is_control), "{why}");
+        let told = Answered::parse(b"{\"word\":\"dead\",\"why\":\"so\\n2026 ERROR\"}\n").expect("an answer");
+        assert_eq!(told, Answered { word: Word::Dead, why: "so\\n2026 ERROR".to_owned() });
     }
 }

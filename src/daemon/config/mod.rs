@@ -3,8 +3,11 @@
 //! Every value is checked when the file is read, and a complaint says where it stands and what would be right. What
 //! only the running system can tell (whether a device exists, whether a port is free) is not judged here.
 
+mod allow;
 mod arbiter;
 mod check;
+mod control;
+mod limits;
 mod parse;
 mod reader;
 mod security;
@@ -19,10 +22,13 @@ use std::time::Duration;
 use crate::condition::Mode;
 use crate::meta::superblock;
 
+pub use super::admission::{AllowList, Prefix};
 pub use arbiter::{AgentSpec, ArbiterKind, ArbiterSpec, EtcdSpec, EtcdTls, FenceSpec};
+pub use control::{ControlSpec, Readers};
+pub use limits::{CLIENTS_MAX, Limits};
 pub use parse::is_name;
 pub use reader::ConfigError;
-pub use security::{NbdTls, NbdTlsMode, Security};
+pub use security::{NbdRule, NbdTls, NbdTlsMode, Security};
 pub use services::{ServiceKind, ServiceSpec};
 
 /// Where the configuration is looked for when no file is named.
@@ -45,6 +51,10 @@ pub struct Config {
     pub security: Security,
     /// What NBD clients may and must do.
     pub nbd_tls: NbdTls,
+    /// What anybody can cost others.
+    pub limits: Limits,
+    /// Who may use the control socket.
+    pub control: ControlSpec,
     /// Who decides about failover.
     pub arbiter: ArbiterSpec,
     /// The nodes, in the order of the file.
@@ -123,6 +133,8 @@ pub struct VolumeSpec {
     pub resume_primary: bool,
     /// How the device is driven.
     pub engine: Engine,
+    /// Who may have it over TCP.
+    pub allow: AllowList,
     /// What is started on the primary, in this order.
     pub services: Vec<ServiceSpec>,
     /// The copies, in the order of the nodes.

@@ -8,8 +8,8 @@ use toml::de::DeTable;
 
 use super::reader::{At, ConfigError, Document, Section};
 use super::{
-    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, arbiter, check, security,
-    services,
+    Config, CopySpec, Engine, MetadataPlace, NAME_LEN_MAX, NbdAddress, Node, VolumeSpec, allow, arbiter, check,
+    control, limits, security, services,
 };
 use crate::condition::Mode;
 use crate::daemon::printable::one_line;
@@ -39,6 +39,8 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let interval = root.number("heartbeat_interval_ms", 200, 20..=10_000);
     let interval = Duration::from_millis(interval.value);
     let security = security::security(root.table("security"));
+    let limits = limits::limits(root.table("limits"));
+    let control = control::control(root.table("control"));
     let table = root.table("arbiter");
     let arbiter_line = table.as_ref().map_or(1, |table| table.line);
     let arbiter = arbiter::arbiter(&document, table, interval);
@@ -50,12 +52,15 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     arbiter::fits_nodes(&document, &arbiter, &nodes);
     let (security, nbd_tls) = security::resolve(&document, security, &nodes);
     arbiter::fits_keys(&document, &arbiter, arbiter_line, &security);
+    allow::fits_keys(&document, &volumes, &security, nbd_tls);
     document.finish(file)?;
     let mut config = Config {
         cluster: cluster.value,
         heartbeat_interval: interval,
         security,
         nbd_tls,
+        limits,
+        control,
         arbiter,
         nodes: nodes.into_iter().map(|node| node.value).collect(),
         volumes: volumes.into_iter().map(|volume| volume.value).collect(),
@@ -132,6 +137,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
     let direct = section.switch("direct", false);
     let resume_primary = section.switch("resume_primary", true);
     let engine = section.parsed("engine", "it must be \"auto\" or \"thread\"", engine_of);
+    let allow = allow::allow(&mut section);
     let services = services::services(&mut section);
     let copies = section.named("on").into_iter().map(|(node, section)| copy(node.value, section)).collect();
     let line = section.line;
@@ -151,6 +157,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
         direct,
         resume_primary,
         engine: engine.map_or_else(Engine::default, |at| at.value),
+        allow,
         services,
         copies,
     };

@@ -55,7 +55,7 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
     assert_eq!(
         problems(&text),
         [format!(
-            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, arbiter, node, volume",
+            "r.toml:{}: unknown key \"colour\" in the file; known here are cluster, heartbeat_interval_ms, security, limits, control, arbiter, node, volume",
             line + 1
         )]
     );
@@ -157,8 +157,7 @@ fn an_arbiter_that_would_be_unsafe_or_useless_is_refused() {
     }
     let tls = arbiter(&format!("[arbiter]\n{}", etcd("").replace("http", "https")));
     assert!(Config::parse(&tls, Path::new("r.toml")).is_ok(), "the nodes have keys");
-    let found =
-        problems(&tls.replace("keys = \"/etc/repblk/keys\"", "insecure = true").replace("nbd_tls = \"allow\"", ""));
+    let found = problems(&without_keys(&tls, "insecure = true"));
     assert!(found.iter().any(|p| p.contains("no keys in [security]")), "{found:?}");
     let found = problems(&GOOD.replace("heartbeat = [", "heartbeat = [] # ["));
     assert!(found.iter().any(|p| p.contains("at least one heartbeat path")), "{found:?}");
@@ -280,35 +279,160 @@ fn a_complaint_is_one_line_whatever_the_file_holds() {
     }
 }
 
+/// The same with `line` instead of keys, and no word about NBD clients.
+fn without_keys(text: &str, line: &str) -> String {
+    let text = text.replace("nbd_tls = \"require\"", "").replace("nbd_client_certificates = true", "");
+    text.replace("keys = \"/etc/repblk/keys\"", line)
+}
+
+/// The same with all addresses on this host, but for NBD.
+fn on_one_host(text: &str) -> String {
+    let data = text.replace("10.0.0.1:", "127.0.0.1:").replace("10.0.0.2:", "127.0.0.2:");
+    data.replace("10.0.1.1:", "127.0.1.1:").replace("10.0.1.2:", "[::1]:")
+}
+
+/// The same with NBD on this host, too.
+fn all_on_one_host(text: &str) -> String {
+    on_one_host(text).replace("tcp:10.0.2.1:", "tcp:127.0.2.1:").replace("tcp:10.0.2.2:", "tcp:[::1]:")
+}
+
 #[test]
 fn what_leaves_the_host_is_protected_unless_it_is_said_otherwise() {
     // Keys are not needed for the record.
     let good = &GOOD.replace("https://10.0.3.1", "http://127.0.0.1");
     let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right").security;
-    let without = good.replace("[security]", "").replace("keys = \"/etc/repblk/keys\"", "");
-    let without = without.replace("nbd_tls = \"allow\"", "").replace("nbd_client_certificates = false", "");
-    let local = |text: &str| {
-        let data = text.replace("10.0.0.1:", "127.0.0.1:").replace("10.0.0.2:", "127.0.0.2:");
-        data.replace("10.0.1.1:", "127.0.1.1:").replace("10.0.1.2:", "[::1]:")
-    };
+    let without = without_keys(good, "").replace("[security]", "");
     let default = Security::Keys("/etc/repblk/keys".into());
     assert_eq!(read(&without), default, "nothing needs to be said");
     assert_eq!(read(good), default);
-    assert_eq!(read(&local(&without)), Security::Loopback);
-    assert_eq!(read(&local(good)), default, "said, it holds on loopback, too");
-    // One heartbeat that leaves the host is enough.
-    assert_eq!(read(&local(&without).replace("127.0.1.1:", "10.0.1.1:")), default);
-    let insecure = good.replace("keys = \"/etc/repblk/keys\"", "insecure = true").replace("nbd_tls = \"allow\"", "");
+    assert_eq!(read(&all_on_one_host(&without)), Security::Loopback);
+    assert_eq!(read(&all_on_one_host(good)), default, "said, it holds on loopback, too");
+    // One heartbeat that leaves the host is enough, and so is NBD.
+    assert_eq!(read(&all_on_one_host(&without).replace("127.0.1.1:", "10.0.1.1:")), default);
+    assert_eq!(read(&on_one_host(&without)), default);
+    let insecure = without_keys(good, "insecure = true");
     assert_eq!(read(&insecure), Security::Insecure);
-    assert!(problems(&local(&insecure))[0].contains("insecure = true does nothing"));
+    assert_eq!(read(&on_one_host(&insecure)), Security::Insecure);
+    assert!(problems(&all_on_one_host(&insecure))[0].contains("insecure = true does nothing"));
     let both = good.replace("# insecure = true\n", "insecure = true\n");
     let found = problems(&both);
     assert!(found.iter().any(|problem| problem.contains("keys would do nothing beside insecure")), "{found:?}");
-    let needs = good
-        .replace("keys = \"/etc/repblk/keys\"", "insecure = true")
-        .replace("nbd_tls = \"allow\"", "nbd_tls = \"require\"");
-    assert!(problems(&needs)[0].contains("nbd_tls needs keys"), "{:?}", problems(&needs));
-    let lax = good.replace("nbd_client_certificates = false", "nbd_client_certificates = true");
-    assert!(problems(&lax)[0].contains("keeps nobody out"), "{:?}", problems(&lax));
     assert!(problems(&good.replace("keys = \"/", "keys = \"")).iter().any(|p| p.contains("absolute path")));
+}
+
+#[test]
+fn clients_of_other_hosts_prove_who_they_are_unless_it_is_said_otherwise() {
+    let good = &GOOD.replace("https://10.0.3.1", "http://127.0.0.1");
+    let read = |text: &str| Config::parse(text, Path::new("r.toml")).expect("it is right");
+    let demands = |text: &str, listener: &str| {
+        let rule = read(text).nbd_tls.rule(listener.parse().ok());
+        (rule.mode, rule.certificates)
+    };
+    let (off, allow, require) = (NbdTlsMode::Off, NbdTlsMode::Allow, NbdTlsMode::Require);
+    let said = |line: &str| without_keys(good, &format!("keys = \"/etc/repblk/keys\"\n{line}"));
+    let cases = [
+        // By default, and on a Unix socket.
+        ("", "10.0.2.1", (require, true)),
+        ("", "0.0.0.0", (require, true)),
+        ("", "fd00::1", (require, true)),
+        ("", "127.0.0.1", (allow, false)),
+        ("", "::1", (allow, false)),
+        ("", "", (allow, false)),
+        // Said, it holds on loopback, too.
+        ("nbd_tls = \"require\"", "127.0.0.1", (require, true)),
+        ("nbd_tls = \"require\"", "", (allow, false)),
+        ("nbd_tls = \"allow\"", "10.0.2.1", (allow, false)),
+        ("nbd_client_certificates = false", "10.0.2.1", (require, false)),
+        ("nbd_client_certificates = true", "10.0.2.1", (require, true)),
+    ];
+    for (line, listener, expected) in cases {
+        assert_eq!(demands(&said(line), listener), expected, "{line:?} at {listener:?}");
+    }
+    // What keeps nobody out is told as that.
+    let told = |line: &str| {
+        let config = read(&said(line));
+        let rule = config.nbd_tls.remote(&config.nodes).expect("they are reached");
+        (rule.is_open(), rule.meaning())
+    };
+    assert!(!told("").0);
+    assert!(told("nbd_tls = \"allow\"").0 && told("nbd_tls = \"allow\"").1.contains("NOBODY IS KEPT OUT"));
+    assert!(told("nbd_client_certificates = false").0 && told("nbd_client_certificates = false").1.contains("ANYBODY"));
+    let local = read(&all_on_one_host(good));
+    assert_eq!(local.nbd_tls.remote(&local.nodes), None);
+    // Without TLS there is nothing off loopback, unless nothing is encrypted anyway.
+    let (text, line) =
+        (said("nbd_tls = \"off\""), 1 + said("").lines().position(|line| line.starts_with("keys")).expect("keys"));
+    let found = problems(&text);
+    assert!(found.len() == 1 && found[0].starts_with(&format!("r.toml:{}: ", line + 1)), "{found:?}");
+    for part in ["tcp:10.0.2.1:10809, tcp:10.0.2.2:10809", "\"require\"", "\"allow\"", "insecure = true"] {
+        assert!(found[0].contains(part), "{found:?}");
+    }
+    assert_eq!(demands(&all_on_one_host(&text), "127.0.0.1"), (off, false));
+    let insecure = |line: &str| without_keys(good, &format!("insecure = true\n{line}"));
+    assert_eq!(demands(&insecure(""), "10.0.2.1"), (off, false));
+    assert_eq!(demands(&insecure("nbd_tls = \"off\""), "10.0.2.1"), (off, false));
+    for line in ["nbd_tls = \"require\"", "nbd_tls = \"allow\"", "nbd_client_certificates = true"] {
+        let found = problems(&insecure(line));
+        assert!(found[0].contains("nbd_tls needs keys"), "{found:?}");
+    }
+    for mode in ["off", "allow"] {
+        let found = problems(&said(&format!("nbd_client_certificates = true\nnbd_tls = {mode:?}")));
+        assert!(found[0].contains("keeps nobody out"), "{found:?}");
+    }
+}
+
+#[test]
+fn the_example_says_the_default_limits_and_nonsense_is_refused() {
+    let config = Config::parse(GOOD, Path::new("r.toml")).expect("the example is right");
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.limits.client_idle, None, "an idle database is legal");
+    let cases = [
+        ("clients =", "clients = 0", "a whole number from 1 to 256 (default 256)"),
+        ("clients =", "clients = 257", "a whole number from 1 to 256"),
+        ("clients =", "clients = 10", "clients_per_address = 64 is more than clients = 10"),
+        ("connections_per_second", "connections_per_second = 0", "a whole number from 1 to 100000 (default 20)"),
+        ("connections_burst", "connections_burst = 0", "a whole number from 1"),
+        ("negotiation_ms", "negotiation_ms = 10", "a whole number from 500"),
+        ("client_idle_s", "client_idle_s = \"never\"", "a whole number from 0"),
+        ("client_keepalive_s", "client_keepalive = 30", "did you mean \"client_keepalive_s\"?"),
+    ];
+    for (from, to, right) in cases {
+        let (text, _) = with(from, to);
+        let found = problems(&text);
+        assert!(found.iter().any(|problem| problem.contains(right)), "{to}: {found:?}");
+    }
+    // Without the key, the part of one address is no complaint about few clients.
+    let (text, _) = with("clients =", "clients = 10");
+    let text = text.replace("clients_per_address = 64", "");
+    assert_eq!(Config::parse(&text, Path::new("r.toml")).expect("right").limits.clients, 10);
+}
+
+#[test]
+fn allow_lists_are_read_and_such_as_admit_nobody_are_refused() {
+    let read = |text: &str| Config::parse(text, Path::new("r.toml")).map(|config| config.volumes[0].allow.clone());
+    assert_eq!(read(GOOD).expect("right"), AllowList::default());
+    // What stands there as a remark is right, too.
+    let remarks = GOOD.replace("# allow", "allow");
+    let allow = read(&remarks).expect("right");
+    assert_eq!(allow.addresses, [Prefix::parse("10.0.2.0/24").expect("right")]);
+    assert_eq!(allow.certificates, ["db1"]);
+    let cases = [
+        ("allow =", "allow = []", "would keep everybody out"),
+        ("allow =", "allow = [\"10.0.2.9/24\"]", "write \"10.0.2.0/24\", or 10.0.2.9 alone"),
+        ("allow =", "allow = [\"db1.example\"]", "is no IP address"),
+        ("allow =", "allow = [\"10.0.2.1\", \"10.0.2.1/32\"]", "names \"10.0.2.1/32\" twice"),
+        ("allow =", "allow = \"10.0.2.0/24\"", "a list of addresses"),
+        ("allow =", "allow = [7]", "a list of addresses"),
+        ("allow_certificates", "allow_certificates = []", "would keep everybody out"),
+        ("allow_certificates", "allow_certificates = [\"a/b\"]", "is no name that `repblk cert issue` gives"),
+        ("nbd_tls", "nbd_tls = \"off\"", "allow_certificates would admit nobody, since clients do not speak TLS"),
+    ];
+    for (from, to, right) in cases {
+        let line = remarks.lines().find(|line| line.starts_with(from)).expect("it is there");
+        let found = problems(&remarks.replacen(line, to, 1));
+        assert!(found.iter().any(|problem| problem.contains(right)), "{to}: {found:?}");
+    }
+    let insecure = without_keys(&remarks, "insecure = true");
+    let found = problems(&insecure);
+    assert!(found.iter().any(|problem| problem.contains("since there are no keys")), "{found:?}");
 }

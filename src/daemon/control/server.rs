@@ -13,7 +13,9 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
+use super::access::{Access, Doorkeeper, Peer};
 use super::protocol::{Answer, Ask, REQUEST_LEN_MAX, Reply, Request, Task, VERSION, Verb};
+use crate::daemon::accounts;
 use crate::daemon::config::Config;
 use crate::daemon::events::{EventHub, Happening};
 use crate::daemon::failover::{Denied, Outcome, Post, look};
@@ -34,9 +36,12 @@ const PATIENCE: Duration = Duration::from_millis(900);
 /// Longest time for a client to say its request, or to take a reply.
 const CLIENT_TIME: Duration = Duration::from_secs(5);
 /// Clients at one time that say nothing or take nothing.
-pub(in crate::daemon) const LOBBY_SEATS: usize = 64;
+const LOBBY_SEATS: usize = 64;
 /// Commands that are waited for, and streams of events, at one time.
-pub(in crate::daemon) const OPEN_MAX: usize = 64;
+const OPEN_MAX: usize = 64;
+/// Of those who may not command: seats in a lobby of their own, and requests that are being answered.
+const READER_SEATS: usize = 16;
+const READERS_OPEN_MAX: usize = 8;
 /// Connections at one time; the kernel keeps some more waiting, not for long: each is in the lobby, open, or soon answered.
 const CLIENTS_MAX: usize = 256;
 
@@ -50,9 +55,48 @@ pub(in crate::daemon) struct ControlDesk {
     pub(in crate::daemon) ear: Arc<Ear>,
     pub(in crate::daemon) guard: Arc<Guard>,
     pub(in crate::daemon) events: EventHub,
-    pub(in crate::daemon) lobby: Arc<Lobby>,
+    pub(in crate::daemon) keeper: Doorkeeper,
+    pub(in crate::daemon) operators: Room,
+    /// Whoever may not command never keeps an operator waiting.
+    pub(in crate::daemon) readers: Room,
+}
+
+/// Room for clients of one kind.
+pub(in crate::daemon) struct Room {
+    lobby: Arc<Lobby>,
     /// For what is open longer than a moment.
-    pub(in crate::daemon) open: Semaphore,
+    open: Semaphore,
+    open_max: usize,
+}
+
+impl Room {
+    pub(in crate::daemon) fn for_operators() -> Self {
+        Self::new(LOBBY_SEATS, OPEN_MAX)
+    }
+
+    pub(in crate::daemon) fn for_readers() -> Self {
+        Self::new(READER_SEATS, READERS_OPEN_MAX)
+    }
+
+    fn new(seats: usize, open_max: usize) -> Self {
+        Self { lobby: Arc::new(Lobby::new(seats)), open: Semaphore::new(open_max), open_max }
+    }
+}
+
+/// The way back to a client.
+struct Teller<'r, W> {
+    writer: W,
+    room: &'r Room,
+}
+
+impl<W: AsyncWrite + Unpin> Teller<'_, W> {
+    async fn say(&mut self, reply: Reply) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(&Answer { version: VERSION, reply }).map_err(std::io::Error::other)?;
+        line.push(b'\n');
+        // A client that does not read must not hold a task for ever.
+        let written = self.room.lobby.seat(timeout(CLIENT_TIME, self.writer.write_all(&line))).await;
+        written.and_then(Result::ok).ok_or(std::io::ErrorKind::TimedOut)?
+    }
 }
 
 impl ControlDesk {
@@ -65,9 +109,11 @@ impl ControlDesk {
                 Ok((stream, _)) => {
                     let desk = Arc::clone(&self);
                     tokio::spawn(async move {
-                        let (reader, mut writer) = stream.into_split();
                         // An error says that the client is gone.
-                        let _ = desk.serve(reader, &mut writer).await;
+                        if let Ok(peer) = Peer::of(&stream) {
+                            let (reader, writer) = stream.into_split();
+                            let _ = desk.serve(&peer, reader, writer).await;
+                        }
                         drop(place);
                     });
                 }
@@ -79,59 +125,57 @@ impl ControlDesk {
         }
     }
 
-    /// Answers requests until the client is gone or makes no sense.
+    /// Answers requests until the client is gone, makes no sense, or asks what it may not.
     async fn serve(
         &self,
+        peer: &Peer,
         reader: impl AsyncRead + Unpin,
-        writer: &mut (impl AsyncWrite + Unpin),
+        writer: impl AsyncWrite + Unpin,
     ) -> std::io::Result<()> {
+        let operator = self.keeper.access(peer) == Access::All;
+        let room = if operator { &self.operators } else { &self.readers };
         let mut reader = BufReader::with_capacity(REQUEST_LEN_MAX, reader);
+        let mut teller = Teller { writer, room };
         loop {
-            let request = match self.lobby.seat(timeout(CLIENT_TIME, read_request(&mut reader))).await {
+            let request = match room.lobby.seat(timeout(CLIENT_TIME, read_request(&mut reader))).await {
                 Some(Ok(Ok(Some(request)))) => request,
                 Some(Ok(Ok(None)) | Err(_)) | None => return Ok(()),
-                Some(Ok(Err(why))) => return self.say(writer, Reply::BadRequest(why)).await,
+                Some(Ok(Err(why))) => return teller.say(Reply::BadRequest(why)).await,
             };
-            // How things are is always told.
-            let open = self.open.try_acquire();
+            if let Some(refusal) = self.keeper.refusal(peer, &request.ask) {
+                return teller.say(refusal).await;
+            }
+            let open = room.open.try_acquire();
+            // How things are is always told to an operator.
+            let waits = matches!(request.ask, Ask::Events | Ask::Do { .. });
+            if open.is_err() && (waits || !operator) {
+                let max = room.open_max;
+                let why = format!("{max} commands or streams of events are open on this daemon; end some of them");
+                return teller.say(Reply::BadRequest(why)).await;
+            }
             match request.ask {
-                Ask::Status => {
-                    drop(open);
-                    self.say(writer, Reply::Status(Box::new(self.status().await))).await?;
-                }
-                Ask::Events | Ask::Do { .. } if open.is_err() => {
-                    let why =
-                        format!("{OPEN_MAX} commands or streams of events are open on this daemon; end some of them");
-                    return self.say(writer, Reply::BadRequest(why)).await;
-                }
-                Ask::Events => return self.tell_events(&mut reader, writer).await,
+                Ask::Status => teller.say(Reply::Status(Box::new(self.status().await))).await?,
+                Ask::Events => return self.tell_events(&mut reader, &mut teller).await,
                 Ask::Plan { volume } => {
-                    drop(open);
                     let plan = self.look(volume.as_deref(), look::plan).await;
-                    self.say(writer, plan.map_or_else(Reply::BadRequest, Reply::Plan)).await?;
+                    teller.say(plan.map_or_else(Reply::BadRequest, Reply::Plan)).await?;
                 }
                 Ask::History { volume } => {
-                    drop(open);
                     let history = self.look(volume.as_deref(), look::history).await;
-                    self.say(writer, history.map_or_else(Reply::BadRequest, Reply::History)).await?;
+                    teller.say(history.map_or_else(Reply::BadRequest, Reply::History)).await?;
                 }
                 Ask::Do { volume, verb, timeout_ms } => {
                     let last = match self.volume(volume.as_deref()) {
-                        Ok((volume, post)) => self.carry_out((volume, post), verb, timeout_ms, writer).await?,
+                        Ok((volume, post)) => {
+                            note(volume, verb, peer).await;
+                            self.carry_out((volume, post), verb, timeout_ms, &mut teller).await?
+                        }
                         Err(why) => Reply::BadRequest(why),
                     };
-                    self.say(writer, last).await?;
+                    teller.say(last).await?;
                 }
             }
         }
-    }
-
-    async fn say(&self, writer: &mut (impl AsyncWrite + Unpin), reply: Reply) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(&Answer { version: VERSION, reply }).map_err(std::io::Error::other)?;
-        line.push(b'\n');
-        // A client that does not read must not hold a task for ever.
-        let written = self.lobby.seat(timeout(CLIENT_TIME, writer.write_all(&line))).await;
-        written.and_then(Result::ok).ok_or(std::io::ErrorKind::TimedOut)?
     }
 
     /// Looks at the failover of a volume.
@@ -164,13 +208,12 @@ impl ControlDesk {
         (volume, post): (&Arc<VolumeHandle>, &Post),
         verb: Verb,
         timeout_ms: u64,
-        writer: &mut (impl AsyncWrite + Unpin),
+        teller: &mut Teller<'_, impl AsyncWrite + Unpin>,
     ) -> std::io::Result<Reply> {
-        info!(volume = volume.name(), command = verb.name(), detail = ?verb, "operator's command");
         let began = Instant::now();
         let end = began + Duration::from_millis(timeout_ms);
         let saved = if verb.saves_first() {
-            match self.save(volume, end, writer).await? {
+            match self.save(volume, end, teller).await? {
                 Ok(discard) => Some(discard),
                 Err(reply) => return Ok(reply),
             }
@@ -202,7 +245,7 @@ impl ControlDesk {
                 )));
             }
             let seconds = began.elapsed().as_secs();
-            self.say(writer, Reply::Waiting(format!("waiting for {why} ({seconds} s)"))).await?;
+            teller.say(Reply::Waiting(format!("waiting for {why} ({seconds} s)"))).await?;
         }
     }
 
@@ -211,7 +254,7 @@ impl ControlDesk {
         &self,
         volume: &VolumeHandle,
         end: Instant,
-        writer: &mut (impl AsyncWrite + Unpin),
+        teller: &mut Teller<'_, impl AsyncWrite + Unpin>,
     ) -> std::io::Result<Result<Discard, Reply>> {
         let directory = self.config.node(&self.node).map(|node| node.saved.clone()).unwrap_or_default();
         let done = Arc::new(AtomicU64::new(0));
@@ -221,7 +264,7 @@ impl ControlDesk {
                 Ok(Ok(saved)) => {
                     if let Some(what) = saved.what {
                         info!(volume = volume.name(), "{what}");
-                        self.say(writer, Reply::Waiting(what)).await?;
+                        teller.say(Reply::Waiting(what)).await?;
                     }
                     return Ok(Ok(saved.discard));
                 }
@@ -238,7 +281,7 @@ impl ControlDesk {
                      longer --timeout"
                 ))));
             }
-            self.say(writer, Reply::Waiting(format!("saving what only this copy holds: {mib} MiB"))).await?;
+            teller.say(Reply::Waiting(format!("saving what only this copy holds: {mib} MiB"))).await?;
         }
     }
 
@@ -246,16 +289,16 @@ impl ControlDesk {
     async fn tell_events(
         &self,
         reader: &mut (impl AsyncBufRead + Unpin),
-        writer: &mut (impl AsyncWrite + Unpin),
+        teller: &mut Teller<'_, impl AsyncWrite + Unpin>,
     ) -> std::io::Result<()> {
         // Listening first: what happens during the dump is told after it, and nothing falls between.
         let mut listener = self.events.listen();
         for status in self.status().await.volumes {
             let name = status.volume.clone();
             let event = self.events.event(&name, Happening::Exists { status: Box::new(status) });
-            self.say(writer, Reply::Event(Box::new(event))).await?;
+            teller.say(Reply::Event(Box::new(event))).await?;
         }
-        self.say(writer, Reply::Event(Box::new(self.events.event("", Happening::ExistsEnd)))).await?;
+        teller.say(Reply::Event(Box::new(self.events.event("", Happening::ExistsEnd)))).await?;
         loop {
             let event = tokio::select! {
                 event = listener.recv() => event,
@@ -267,7 +310,7 @@ impl ControlDesk {
                 Err(broadcast::error::RecvError::Lagged(events)) => self.events.event("", Happening::Lost { events }),
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             };
-            self.say(writer, Reply::Event(Box::new(event))).await?;
+            teller.say(Reply::Event(Box::new(event))).await?;
         }
     }
 
@@ -326,6 +369,17 @@ impl ControlDesk {
         }
         status
     }
+}
+
+/// Writes into the journal what is to be done, and who said so.
+async fn note(volume: &VolumeHandle, verb: Verb, peer: &Peer) {
+    /// A name is not worth waiting for a system disk that hangs.
+    const QUICK: Duration = Duration::from_millis(300);
+    let uid = peer.user;
+    let name = timeout(QUICK, tokio::task::spawn_blocking(move || accounts::user_name(uid))).await;
+    let user = name.ok().and_then(Result::ok).unwrap_or_else(|| uid.to_string());
+    let (volume, command, pid) = (volume.name(), verb.name(), peer.process);
+    info!(volume, command, detail = ?verb, user, uid, pid, "operator's command");
 }
 
 /// What makes no sense with the arbiter that is configured.

@@ -34,8 +34,12 @@ pub(in crate::daemon) async fn run(
     let words = match (&spec.kind, action) {
         (ServiceKind::Command { start, .. }, Action::Start) => start.clone(),
         (ServiceKind::Command { stop, .. }, Action::Stop) => stop.clone(),
-        (ServiceKind::Unit(unit), Action::Start) => ["systemctl", "start", unit].map(str::to_owned).to_vec(),
-        (ServiceKind::Unit(unit), Action::Stop) => ["systemctl", "stop", unit].map(str::to_owned).to_vec(),
+        (ServiceKind::Unit(unit), Action::Start) => {
+            ["systemctl", "--no-ask-password", "start", unit].map(str::to_owned).to_vec()
+        }
+        (ServiceKind::Unit(unit), Action::Stop) => {
+            ["systemctl", "--no-ask-password", "stop", unit].map(str::to_owned).to_vec()
+        }
         (ServiceKind::Address { address, prefix, interface }, action) => {
             if action == Action::Stop && !address::is_here(*address, interface).await? {
                 return Ok(());

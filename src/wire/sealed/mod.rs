@@ -21,13 +21,13 @@
 //! A counter alone does not do: whoever has just started has heard no counter, and would believe what was recorded yesterday. Therefore each
 //! side names a challenge, and believes a sender it does not know only when that answers it; challenges differ in each life of a
 //! receiver and change whenever it came to know a new life of its peer. From a known life it takes each counter once, and none that is
-//! `window::LEN` older than the newest. A genuine datagram that answers nothing may be a newcomer's or a recorded one: it changes nothing, and
-//! is answered by one without a body, which a newcomer can answer and a recording cannot.
+//! `window::LEN` older than the newest. A genuine datagram that answers nothing may be of a newcomer, of somebody who has not heard this side yet,
+//! or recorded: it changes nothing, and is answered by one without a body, which who lives can answer and a recording cannot.
 //!
 //! # Changing the secret
 //!
 //! A node accepts the secrets that it has, and sends under its newest one as soon as the peer has told that it has it too; until then under
-//! the one before. So the secret changes without a datagram lost, in whatever order and however slowly the nodes are given the new one.
+//! the one before; whoever answers nothing is answered under the one that it used. So the secret changes without a datagram lost, in whatever order and however slowly the nodes are given the new one.
 //!
 //! What is *not* hidden is the body: it is authentic, and readable. What cannot be noticed is delay: a datagram that is held back and delivered
 //! before any later one is taken.
@@ -61,7 +61,7 @@ pub enum Opened<'d> {
         /// The first one of this life of the sender: a datagram without a body makes this side known to it at once.
         newcomer: bool,
     },
-    /// Genuine, and it answers nothing: a newcomer, or a recording.
+    /// Genuine, and it answers nothing: of somebody who has not heard this side yet, or a recording.
     Unproven {
         /// The life it claims to be of.
         incarnation: u64,
@@ -139,10 +139,12 @@ impl Seal {
     /// When the body is longer than [`BODY_LEN_MAX`].
     #[must_use]
     pub fn seal(&mut self, body: &[u8]) -> Vec<u8> {
-        self.answering(self.answer, body)
+        let place = self.sending();
+        self.answering(self.answer, body, place)
     }
 
-    fn answering(&mut self, answer: u64, body: &[u8]) -> Vec<u8> {
+    /// A datagram under the key at `place`.
+    fn answering(&mut self, answer: u64, body: &[u8], place: usize) -> Vec<u8> {
         assert!(body.len() <= BODY_LEN_MAX, "a datagram fits into one packet");
         self.counter += 1;
         let mut bytes = Vec::with_capacity(body.len() + OVERHEAD);
@@ -154,29 +156,29 @@ impl Seal {
             bytes.extend_from_slice(&field.to_le_bytes());
         }
         bytes.extend_from_slice(body);
-        let tag = hmac::sign(self.sending(), &bytes);
+        let tag = hmac::sign(&self.keys[place].send, &bytes);
         bytes.extend_from_slice(&tag.as_ref()[..TAG_LEN]);
         bytes
     }
 
-    /// The key that the peer accepts.
-    fn sending(&self) -> &hmac::Key {
-        let place = match self.peers_newest {
+    /// The place of the key that the peer accepts, for the next datagram.
+    fn sending(&self) -> usize {
+        let counter = self.counter.wrapping_add(1);
+        match self.peers_newest {
             // A newest one that is not known here is newer than all of these.
             Some(name) => self.keys.iter().position(|keys| keys.name == name).unwrap_or(0),
             // Now one and now another, in no order that two nodes could miss each other in, until the peer has answered.
-            None => usize::from(self.counter.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[0]) % self.keys.len(),
-        };
-        &self.keys[place].send
+            None => usize::from(counter.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[0]) % self.keys.len(),
+        }
     }
 
     /// Judges what came on this path from the peer's address.
     #[must_use]
     pub fn open<'d>(&mut self, datagram: &'d [u8]) -> Opened<'d> {
         let Some((signed, tag)) = split(datagram) else { return Opened::Foreign };
-        if !self.keys.iter().any(|keys| fits(&keys.accept, signed, tag)) {
+        let Some(place) = self.keys.iter().position(|keys| fits(&keys.accept, signed, tag)) else {
             return Opened::Forged;
-        }
+        };
         let fields = Fields::of(signed);
         if fields.incarnation == self.incarnation {
             // The peer's life has another number; this is a clone of this node with its memory.
@@ -184,10 +186,10 @@ impl Seal {
         }
         let body = &signed[HEADER_LEN..];
         match &mut self.peer {
-            Some(life) if life.incarnation == fields.incarnation => {
-                if fields.answer != self.challenge && fields.answer != life.answered {
-                    return Opened::Replayed;
-                }
+            Some(life)
+                if life.incarnation == fields.incarnation
+                    && (fields.answer == self.challenge || fields.answer == life.answered) =>
+            {
                 if !life.window.take(fields.counter) {
                     return Opened::Replayed;
                 }
@@ -205,7 +207,11 @@ impl Seal {
                 (self.answer, self.peers_newest) = (fields.challenge, Some(fields.newest));
                 Opened::Fresh { body, newcomer: true }
             }
-            _ => Opened::Unproven { incarnation: fields.incarnation, reply: self.answering(fields.challenge, &[]) },
+            _ => {
+                // Known or not, it wants to be told what to answer. It has the secret that it used, and perhaps none that it told of earlier.
+                let reply = self.answering(fields.challenge, &[], place);
+                Opened::Unproven { incarnation: fields.incarnation, reply }
+            }
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The cluster's secret, and the keys that are derived from it.
 
 use ring::{hkdf, hmac};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::units::ClusterId;
 
 /// Length of a secret in bytes.
 pub const SECRET_LEN: usize = 32;
 
-/// A secret that all nodes of a cluster share. It is never shown.
+/// A secret that all nodes of a cluster share. It is never shown, and overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; SECRET_LEN]);
 
@@ -64,9 +65,12 @@ impl Secret {
 
     /// The digits that [`Secret::parse`] reads, for the file that keeps them.
     #[must_use]
-    pub fn digits(&self) -> String {
+    pub fn digits(&self) -> Zeroizing<String> {
         let digit = |value: u8| char::from_digit(value.into(), 16).expect("less than 16");
-        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+        // Room for all of them from the start: what grows leaves copies behind.
+        let mut digits = Zeroizing::new(String::with_capacity(2 * SECRET_LEN));
+        digits.extend(self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+        digits
     }
 
     /// Names the secret to whoever has it, and tells others nothing of it.
@@ -87,6 +91,12 @@ impl Secret {
         let derived = salt.extract(&self.0);
         let key = derived.expand(&info, hmac::HMAC_SHA256).expect("the length is the hash's own");
         hmac::Key::from(key)
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

@@ -5,6 +5,9 @@
 #![allow(unreachable_pub, reason = "the same files are a library for `cargo fuzz` and a module here")]
 #![allow(missing_docs, reason = "tests")]
 
+pub mod agent_words;
+pub mod beat;
+pub mod certificate;
 pub mod config;
 pub mod control_answer;
 pub mod control_request;
@@ -20,5 +23,7 @@ mod pages;
 #[allow(dead_code, reason = "the simulator's generator, of which only a part is needed here")]
 #[path = "../../sim/rng.rs"]
 pub(crate) mod rng;
+pub mod sealed;
+pub mod tls_handshake;
 pub mod wire_frame;
 pub mod wire_hello;

@@ -1,4 +1,4 @@
-//! NBD negotiation: whatever a client sends, in whatever pieces.
+//! NBD negotiation: whatever a client sends, in whatever pieces, in the clear and over TLS.
 //!
 //! Input: a byte of switches, then the client's bytes as they are, or options to be assembled with right magic numbers
 //! and lengths. The oracle reads both sides of the conversation with a parser of its own.
@@ -8,7 +8,9 @@ use super::notes::{note, note_text};
 use repblk::nbd::constants as c;
 use repblk::nbd::{
     ExportInfo, ExportListing, ExportRefusal, Exports, Handover, MetaContexts, Mode, Negotiation, Next, RefusalCode,
+    Tls,
 };
+use std::cell::Cell;
 
 /// More than any one answer of [`House`] can take.
 const ANSWER_MAX: usize = 4096;
@@ -16,10 +18,14 @@ const ANSWER_MAX: usize = 4096;
 /// Two exports, and one that is refused.
 struct House {
     shutting_down: bool,
+    tls: Tls,
+    /// How often it was asked for an export or for the list.
+    asked: Cell<u32>,
 }
 
 impl Exports for House {
     fn find(&self, name: &[u8]) -> Result<ExportInfo, ExportRefusal> {
+        self.asked.set(self.asked.get() + 1);
         match name {
             b"" | b"mes" => Ok(ExportInfo { description: "plant".into(), ..ExportInfo::new("mes", 1 << 30) }),
             b"logs" => Ok(ExportInfo { read_only: true, min_block: 512, ..ExportInfo::new("logs", 1 << 20) }),
@@ -29,6 +35,7 @@ impl Exports for House {
     }
 
     fn list(&self) -> Vec<ExportListing> {
+        self.asked.set(self.asked.get() + 1);
         ["mes", "logs"].map(|name| ExportListing { name: name.into(), description: "primary".into() }).into()
     }
 
@@ -40,7 +47,8 @@ impl Exports for House {
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let switches = input.u8();
-    let house = House { shutting_down: switches & 2 != 0 };
+    let tls = [Tls::Off, Tls::Allowed, Tls::Required, Tls::Spoken][usize::from(switches >> 2 & 3)];
+    let house = House { shutting_down: switches & 2 != 0, tls, asked: Cell::new(0) };
     let mut rng = input.rng();
     let stream = if switches & 1 == 0 { assemble(&mut input) } else { input.rest().to_vec() };
 
@@ -69,17 +77,25 @@ struct Conversation {
 
 fn converse(stream: &[u8], house: &House, mut piece: impl FnMut(usize, usize) -> usize) -> Conversation {
     let mut out = Vec::new();
-    let mut negotiation = Negotiation::start(&mut out);
+    let mut negotiation = Negotiation::start(&mut out).with_tls(house.tls);
+    let mut in_the_clear = house.tls == Tls::Required;
     let (mut consumed, mut fed) = (0, 0);
     while consumed < stream.len() {
         let len = piece(negotiation.wanted(), stream.len() - consumed);
-        let before = out.len();
+        let (before, asked) = (out.len(), house.asked.get());
         let progress = negotiation.receive(&stream[consumed..consumed + len], house, &mut out);
         assert!((1..=len).contains(&progress.consumed), "{} of {len} bytes consumed", progress.consumed);
         assert!(out.len() - before <= ANSWER_MAX, "a call answers at most one option");
+        assert!(!in_the_clear || house.asked.get() == asked, "who must speak TLS and does not is told nothing");
         fed += len;
         consumed += progress.consumed;
         match progress.next {
+            Next::StartTls => {
+                // What follows came over TLS: a shell that has more by now ends the connection.
+                assert_ne!(house.tls, Tls::Off);
+                in_the_clear = false;
+                fed -= len - progress.consumed;
+            }
             Next::Read(wanted) => {
                 assert_eq!(wanted, negotiation.wanted());
                 assert!((1..=c::OPTION_DATA_MAX).contains(&wanted), "{wanted} bytes wanted");
@@ -126,10 +142,11 @@ struct Agreed {
 fn judge(stream: &[u8], talk: &Conversation, house: &House) {
     let mut replies = &talk.out[18..];
     let mut agreed = Agreed::default();
-    let mut handed = None;
+    let (mut handed, mut tls) = (None, house.tls);
     for option in options(stream) {
         assert!(handed.is_none(), "nothing is consumed after the option that ends the negotiation");
         if option.code == c::OPT_EXPORT_NAME {
+            assert!(tls != Tls::Required || matches!(talk.end, Some(Next::Close(_))), "nothing is had in the clear");
             let no_zeroes = be32(stream, 0) & c::FLAG_C_NO_ZEROES != 0;
             handed = export_name(option.data, &mut replies, no_zeroes, &agreed, house, &talk.end);
             break;
@@ -141,6 +158,20 @@ fn judge(stream: &[u8], talk: &Conversation, house: &House) {
         }
         let (kinds, success) = answer(&mut replies, option.code);
         note((option.code, &kinds));
+        if option.code == c::OPT_STARTTLS {
+            let may = matches!(tls, Tls::Allowed | Tls::Required) && option.data.is_empty() && !house.shutting_down;
+            assert_eq!(success, may, "TLS is begun once, where it is offered");
+            if success {
+                // What was agreed before may be somebody else's wish.
+                (tls, agreed) = (Tls::Spoken, Agreed::default());
+                note("tls");
+            }
+            continue;
+        }
+        if tls == Tls::Required && option.code != c::OPT_ABORT {
+            assert_eq!(kinds, [c::REP_ERR_TLS_REQD]);
+            continue;
+        }
         agree(&mut agreed, &option, &kinds, success, house);
         if option.code == c::OPT_GO && success {
             handed = Some(handover(&agreed, name_in(option.data), house));
@@ -156,7 +187,7 @@ fn judge(stream: &[u8], talk: &Conversation, house: &House) {
         (None, None) => note("open"),
         (end, handed) => panic!("ended in {end:?}, and the replies promised {handed:?}"),
     }
-    note((format!("{:?}", agreed.mode), agreed.contexts.is_some(), talk.end.is_some()));
+    note((format!("{:?} {tls:?}", agreed.mode), agreed.contexts.is_some(), talk.end.is_some()));
 }
 
 /// Takes the answer to option `code`: the kinds of its replies, and whether it succeeded.

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::condition::{DiskState, Mode, Role};
+use crate::daemon::config::{ControlSpec, Readers};
 use crate::daemon::handle::CopyIdentity;
 use crate::dataplane::mailbox::{Counters, Letter, News, State};
 use crate::units::{ClusterId, DiskInstance, GenerationId, PeerNo, Term, VolumeId};
@@ -102,6 +103,7 @@ fn desk(thread: Thread) -> ControlDesk {
         guard: Arc::clone(&guard),
     };
     let post = crate::daemon::failover::start(&around, &volume, &mut Vec::new()).expect("nothing is remembered");
+    let keeper = Doorkeeper::new("alpha", &config.control).expect("this process is somebody");
     ControlDesk {
         config,
         posts: vec![post],
@@ -110,15 +112,25 @@ fn desk(thread: Thread) -> ControlDesk {
         ear,
         guard,
         events,
-        lobby: Arc::new(Lobby::new(LOBBY_SEATS)),
-        open: Semaphore::new(OPEN_MAX),
+        keeper,
+        operators: Room::for_operators(),
+        readers: Room::for_readers(),
     }
 }
 
 /// The replies to `requests`, after which the client closes.
 async fn replies(desk: &ControlDesk, requests: &[u8]) -> Vec<serde_json::Value> {
+    replies_to(desk, &user(0), requests).await
+}
+
+fn user(user: u32) -> Peer {
+    Peer { user, group: user, more_groups: Vec::new(), process: None }
+}
+
+/// The same for any user.
+async fn replies_to(desk: &ControlDesk, peer: &Peer, requests: &[u8]) -> Vec<serde_json::Value> {
     let mut out = Vec::new();
-    desk.serve(requests, &mut out).await.expect("a vector takes everything");
+    desk.serve(peer, requests, &mut out).await.expect("a vector takes everything");
     out.split(|&byte| byte == b'\n')
         .filter(|line| !line.is_empty())
         .map(|line| serde_json::from_slice::<serde_json::Value>(line).expect("replies are JSON")["reply"].clone())
@@ -133,6 +145,53 @@ async fn commands_are_done_or_refused_with_a_rule() {
     let found = replies(&desk, format!("{connect}{pause}").as_bytes()).await;
     assert_eq!(found[0], json!({"done": {"volume": "mes"}}));
     assert_eq!(found[1]["refused"]["rule"], "no-resync-partner");
+}
+
+/// For whom the system's permissions left the socket open.
+fn open_to_everyone(desk: ControlDesk) -> ControlDesk {
+    let spec = ControlSpec { read: Readers::Everyone, group: "4000000".into(), group_is_named: true };
+    ControlDesk { keeper: Doorkeeper::new("alpha", &spec).expect("this process is somebody"), ..desk }
+}
+
+#[tokio::test]
+async fn who_may_look_is_told_and_commands_nothing() {
+    let desk = open_to_everyone(desk(Thread::Well));
+    let asks = "{\"version\":1,\"ask\":\"status\"}\n{\"version\":1,\"ask\":{\"history\":{\"volume\":null}}}\n";
+    let pause = "{\"version\":1,\"ask\":{\"do\":{\"volume\":null,\"verb\":\"connect\",\"timeout_ms\":9000}}}\n";
+    let stranger = user(65_534);
+    let found = replies_to(&desk, &stranger, format!("{asks}{pause}{asks}").as_bytes()).await;
+    assert_eq!(found.len(), 3, "the refusal is the last word");
+    assert_eq!((&found[0]["status"]["node"], &found[1]["history"]), (&json!("alpha"), &json!([])));
+    assert_eq!(found[2]["forbidden"]["rule"], "control-read-only");
+    let member = Peer { more_groups: vec![4, 4_000_000], ..stranger };
+    let found = replies_to(&desk, &member, pause.as_bytes()).await;
+    assert_eq!(found, [json!({"done": {"volume": "mes"}})]);
+}
+
+/// Any number of them, whatever they do.
+#[tokio::test(start_paused = true)]
+async fn who_may_only_look_keeps_no_operator_waiting() {
+    let desk = Arc::new(open_to_everyone(desk(Thread::Well)));
+    let mut silent = Vec::new();
+    for number in 0..200 {
+        let (client, server) = tokio::io::duplex(64);
+        let (reader, writer) = tokio::io::split(server);
+        let desk = Arc::clone(&desk);
+        tokio::spawn(async move { desk.serve(&user(65_534), reader, writer).await });
+        let (from_daemon, mut to_daemon) = tokio::io::split(client);
+        if number % 2 == 0 {
+            // Answered with more than anybody takes.
+            to_daemon.write_all(b"{\"version\":1,\"ask\":\"events\"}\n").await.expect("fits");
+        }
+        silent.push((from_daemon, to_daemon));
+    }
+    tokio::task::yield_now().await;
+    assert!(desk.operators.lobby.is_empty(), "they sit elsewhere");
+    assert_eq!(desk.operators.open.available_permits(), OPEN_MAX);
+    let began = Instant::now();
+    let connect = "{\"version\":1,\"ask\":{\"do\":{\"volume\":null,\"verb\":\"connect\",\"timeout_ms\":9000}}}\n";
+    assert_eq!(replies(&desk, connect.as_bytes()).await, [json!({"done": {"volume": "mes"}})]);
+    assert!(began.elapsed() < Duration::from_millis(50));
 }
 
 #[tokio::test]
@@ -198,10 +257,10 @@ async fn nonsense_is_refused_with_a_reason() {
 async fn events_begin_with_how_things_are() {
     let desk = Arc::new(desk(Thread::Well));
     let (client, server) = tokio::io::duplex(1 << 16);
-    let (reader, mut writer) = tokio::io::split(server);
+    let (reader, writer) = tokio::io::split(server);
     let serving = tokio::spawn({
         let desk = Arc::clone(&desk);
-        async move { desk.serve(reader, &mut writer).await }
+        async move { desk.serve(&user(0), reader, writer).await }
     });
     let (from_daemon, mut to_daemon) = tokio::io::split(client);
     to_daemon.write_all(b"{\"version\":1,\"ask\":\"events\"}\n").await.expect("fits");

@@ -173,10 +173,8 @@ impl Etcd {
             self.line = Some(self.connect().await?);
         }
         let (Some(login), None) = (&self.place.login, &self.token) else { return Ok(()) };
-        let password = std::fs::read_to_string(&login.password_file)
-            .map_err(|error| format!("the password cannot be read from {}: {error}", login.password_file.display()))?;
-        let password = password.strip_suffix('\n').unwrap_or(&password);
-        let body = json!({ "name": login.user, "password": password });
+        let password = crate::tls::password(&login.password_file).map_err(|error| error.to_string())?;
+        let body = json!({ "name": login.user, "password": *password });
         let line = self.line.as_mut().expect("connected above");
         let why = match line.post("/v3/auth/authenticate", None, &body, &mut false).await {
             Outcome::Answer { status: 200, body } => match serde_json::from_slice::<AuthReply>(&body) {

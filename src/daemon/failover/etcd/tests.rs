@@ -69,6 +69,7 @@ async fn a_user_needs_the_password_and_logs_in_again_when_the_token_ends() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("password");
     std::fs::write(&file, "secret\n").expect("can be written");
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
     let login = |user: &str| Some(Login { user: user.to_owned(), password_file: file.clone() });
     let mut pair = client(&server, login("pair"));
     assert_eq!(read(&mut pair).await, ArbiterAnswer::Is { revision: Revision(0), text: None });
@@ -175,4 +176,21 @@ async fn the_first_member_that_answers_is_asked() {
     let mut etcd = Etcd::new(only, "k", Duration::from_secs(5));
     assert_eq!(swap(&mut etcd, 1, "x").await, ArbiterAnswer::Unreachable);
     drop(server);
+}
+
+/// Found by review: a password that every user of the host may read was used without a word.
+#[tokio::test]
+async fn a_password_that_others_may_read_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let password_file = folder.path().join("password");
+    std::fs::write(&password_file, "secret\n").expect("can be written");
+    std::fs::set_permissions(&password_file, std::fs::Permissions::from_mode(0o644)).expect("set");
+    let login = Login { user: "pair".to_owned(), password_file };
+    let endpoints = vec![strange(None, true)];
+    let mut etcd = Etcd::new(Place { endpoints, login: Some(login), tls: None }, "k", Duration::from_secs(2));
+    let answered = etcd.ask(&ArbiterRequest::Read).await;
+    assert_eq!(answered.answer, ArbiterAnswer::Unreachable, "nothing was asked: {answered:?}");
+    let why = answered.trouble.expect("it is told");
+    assert!(why.contains("password: others than its owner may use it (mode 644)") && !why.contains("secret"), "{why}");
 }
