@@ -335,7 +335,9 @@ impl Exports for ExportsNow<'_> {
             return Err(ExportRefusal { code: RefusalCode::Unknown, message });
         };
         if let Some(message) = self.not_allowed(volume) {
-            info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            if self.desk.strangers.take() {
+                info!(volume = volume.name(), from = ?self.caller.address, "NBD client {message}");
+            }
             return Err(ExportRefusal { code: RefusalCode::Policy, message });
         }
         if let Some(message) = self.refusal(volume, state) {
