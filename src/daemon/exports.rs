@@ -54,7 +54,7 @@ pub(super) struct ExportDesk {
     lobby: Arc<Lobby>,
     places: Arc<Places>,
     door: Door,
-    /// Lines in the log about clients that are not believed.
+    /// Lines in the log about clients that are not believed, or may not have what they ask for.
     strangers: Quota,
     guard: Arc<Guard>,
     next_session: AtomicU64,

@@ -126,32 +126,9 @@ impl Heartbeat {
         }
     }
 
-    /// Listens on one path, for ever. Believed datagrams are heard at once. After one that is not, what follows is left in the kernel for
-    /// a moment and taken in one go: a flood wakes this thread no oftener than that.
+    /// Listens on one path, for ever.
     pub(super) async fn keep_listening(self: Arc<Self>, path: usize, socket: Arc<UdpSocket>) {
-        let mut datagram = vec![0; sealed::OVERHEAD + sealed::BODY_LEN_MAX + 1];
-        loop {
-            let mut flood = false;
-            for _ in 0..DATAGRAMS_AT_ONCE {
-                match socket.try_recv_from(&mut datagram) {
-                    Ok((len, from)) => flood |= !self.hear(path, &datagram[..len], from),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(error) => {
-                        // Errors of earlier sends come back here; there is nothing to do but to listen on.
-                        debug!(path, %error, "heartbeat path");
-                        flood = true;
-                        break;
-                    }
-                }
-            }
-            if flood {
-                tokio::time::sleep(FLOOD_REST).await;
-            }
-            if let Err(error) = socket.readable().await {
-                debug!(path, %error, "heartbeat path");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
+        keep_taking(&socket, |datagram, from| self.hear(path, datagram, from)).await;
     }
 
     /// Takes in a datagram; false when nothing was learned from it.
@@ -237,10 +214,81 @@ impl Heartbeat {
     }
 }
 
+/// Gives all that comes to `take`, for ever; it says whether it learned something. That is taken at once. After a datagram that was worth nothing
+/// what follows is left in the kernel for a moment and taken in one go: a flood wakes this thread no oftener than that.
+async fn keep_taking(socket: &UdpSocket, mut take: impl FnMut(&[u8], SocketAddr) -> bool) {
+    let mut datagram = vec![0; sealed::OVERHEAD + sealed::BODY_LEN_MAX + 1];
+    loop {
+        let mut flood = false;
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            match socket.try_recv_from(&mut datagram) {
+                Ok((len, from)) => flood |= !take(&datagram[..len], from),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    // Errors of earlier sends come back here; there is nothing to do but to listen on.
+                    debug!(%error, "heartbeat path");
+                    flood = true;
+                    break;
+                }
+            }
+        }
+        if flood {
+            tokio::time::sleep(FLOOD_REST).await;
+        }
+        if let Err(error) = socket.readable().await {
+            debug!(%error, "heartbeat path");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::beat::tests::beat;
     use super::*;
+
+    /// What is believed is taken at once; what follows something that is not, a millisecond later and in one go.
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_taken_in_one_go_and_a_beat_at_once() {
+        use std::cell::RefCell;
+        let bind = async || UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+        let (to, from) = (bind().await, bind().await);
+        let place = to.local_addr().expect("bound");
+        let (began, taken) = (tokio::time::Instant::now(), RefCell::new(Vec::new()));
+        let taking = keep_taking(&to, |datagram, _| {
+            taken.borrow_mut().push(began.elapsed());
+            datagram == b"good"
+        });
+        let taken_are = async |count: usize| {
+            // The clock stands still as long as somebody is busy.
+            while taken.borrow().len() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        let sending = async {
+            for count in 1..=3 {
+                from.send_to(b"good", place).await.expect("sent");
+                taken_are(count).await;
+            }
+            from.send_to(b"bad", place).await.expect("sent");
+            taken_are(4).await;
+            assert_eq!(began.elapsed(), Duration::ZERO, "none of them waited");
+            for _ in 0..50 {
+                from.send_to(b"bad", place).await.expect("sent");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let late = taken.borrow()[4..].to_vec();
+            assert_eq!(late.len(), 50);
+            assert!(late[0] >= FLOOD_REST && late.iter().all(|at| *at == late[0]), "{late:?}");
+            from.send_to(b"good", place).await.expect("sent");
+            taken_are(55).await;
+            assert_eq!(began.elapsed(), Duration::from_millis(10), "it did not wait");
+        };
+        tokio::select! {
+            () = taking => unreachable!("it goes on for ever"),
+            done = timeout(Duration::from_secs(60), sending) => done.expect("all were taken"),
+        }
+    }
 
     #[test]
     fn an_old_beat_is_not_heard_again_but_a_restarted_peer_is() {

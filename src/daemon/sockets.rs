@@ -75,18 +75,28 @@ impl UnixSocket {
                 std::fs::create_dir_all(folder)?;
                 is_safe(folder)?;
             }
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            socket.bind(&SockAddr::unix(path)?)?;
-            let bound = permit(path, mode, group).and_then(|()| {
-                // Nobody can connect before this, whatever the permissions were until now.
-                socket.listen(128)?;
-                socket.set_nonblocking(true)?;
-                UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
-            });
-            bound.inspect_err(|_| drop(std::fs::remove_file(path)))
+            let socket = bound(path, mode, group)?;
+            socket.listen(128)?;
+            socket.set_nonblocking(true)?;
+            UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
         };
         let listener = listen().map_err(|error| complaint(what, &place, &error))?;
         Ok(Self { listener, path: path.to_path_buf() })
+    }
+}
+
+/// A socket at `path` for those whom it is for. It does not listen yet: until it does, every connection is refused, so that nobody gets in under
+/// the permissions that its file had at first.
+fn bound(path: &Path, mode: u32, group: Option<u32>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    match permit(path, mode, group) {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            // Nobody listens there, so it is of no use to anybody.
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
     }
 }
 
@@ -164,29 +174,17 @@ mod tests {
     }
 
     /// Found by reading: the socket listened under the process's file mask before it had its permissions.
-    #[tokio::test]
-    async fn permissions_are_there_before_anybody_can_connect() {
+    #[test]
+    fn permissions_are_there_before_anybody_can_connect() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("s");
-        let (done, watching) = (std::sync::atomic::AtomicBool::new(false), path.clone());
-        let seen = std::thread::scope(|scope| {
-            let watcher = scope.spawn(|| {
-                let mut seen = Vec::new();
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    // Whoever gets in looks what the permissions were that let him.
-                    if std::os::unix::net::UnixStream::connect(&watching).is_ok() {
-                        seen.extend(std::fs::metadata(&watching).map(|facts| facts.permissions().mode() & 0o777));
-                    }
-                }
-                seen
-            });
-            for _ in 0..200 {
-                drop(UnixSocket::bind(&path, 0o600, "control").expect("binds"));
-            }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-            watcher.join().expect("ends")
-        });
-        assert!(seen.iter().all(|&mode| mode == 0o600), "{seen:?}");
+        let socket = bound(&path, 0o600, None).expect("binds");
+        let facts = std::fs::metadata(&path).expect("is there");
+        assert_eq!(facts.permissions().mode() & 0o777, 0o600);
+        let connect = || std::os::unix::net::UnixStream::connect(&path).map(drop).map_err(|error| error.kind());
+        assert_eq!(connect(), Err(io::ErrorKind::ConnectionRefused), "not even root gets in before");
+        socket.listen(1).expect("listens");
+        assert_eq!(connect(), Ok(()));
     }
 
     #[tokio::test]

@@ -62,6 +62,8 @@ pub struct Keys {
     pub secrets: Vec<Secret>,
     /// When the certificate ends, in seconds since 1970.
     pub not_after: i64,
+    /// When it begins.
+    not_before: i64,
     /// When the last of the authorities that are trusted ends.
     authority_not_after: i64,
 }
@@ -163,8 +165,21 @@ impl Keys {
         acceptor.send_tls13_tickets = 0;
         acceptor.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         let own = own.clone();
-        let (acceptor, nbd_acceptors, not_after) = (Arc::new(acceptor), Default::default(), facts.not_after);
-        Ok(Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after, authority_not_after })
+        let (acceptor, nbd_acceptors) = (Arc::new(acceptor), Default::default());
+        let (not_after, not_before) = (facts.not_after, facts.not_before);
+        Ok(Self {
+            own,
+            roots,
+            chain,
+            key,
+            provider,
+            acceptor,
+            nbd_acceptors,
+            secrets,
+            not_after,
+            not_before,
+            authority_not_after,
+        })
     }
 
     /// For taking links and questions of any node of the cluster.
@@ -250,11 +265,16 @@ impl Keys {
         let (left, name) = ((self.not_after - now).div_euclid(DAY), &self.own.name);
         let renew = format!("run `repblk cert renew {name}` where the authority's key is, and copy the files here");
         let (whose, until) = (format!("the certificate of {} {name}", self.own.kind.title()), day_of(self.not_after));
+        let what = "connections that stand go on, and no new one comes about";
+        if now < self.not_before {
+            return Some(format!(
+                "{whose} is valid from {} on, and here it is {}: {what}; this host's clock is wrong, or was that of the host that made it",
+                day_of(self.not_before),
+                day_of(now)
+            ));
+        }
         match left {
-            ..0 => {
-                let what = "connections that stand go on, and no new one comes about";
-                return Some(format!("{whose} expired on {until}: {what}; {renew}"));
-            }
+            ..0 => return Some(format!("{whose} expired on {until}: {what}; {renew}")),
             0..WARNING_DAYS => return Some(format!("{whose} expires on {until}, in {left} days; {renew}")),
             _ => {}
         }
@@ -310,7 +330,7 @@ impl Keys {
         use rustls_pki_types::pem::PemObject;
         let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM")];
         let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"));
-        let authority_not_after = keys.authority_not_after;
+        let (not_before, authority_not_after) = (keys.not_before, keys.authority_not_after);
         let (own, provider, roots) = (keys.own.clone(), Arc::clone(&keys.provider), Arc::clone(&keys.roots));
         let verifier = verifier(&own, None, &roots, &provider).expect("good");
         let acceptor = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -321,6 +341,18 @@ impl Keys {
             .expect("goes with its key");
         let (acceptor, secrets, not_after) = (Arc::new(acceptor), keys.secrets.clone(), keys.not_after);
         let nbd_acceptors = Default::default();
-        Self { own, roots, chain, key, provider, acceptor, nbd_acceptors, secrets, not_after, authority_not_after }
+        Self {
+            own,
+            roots,
+            chain,
+            key,
+            provider,
+            acceptor,
+            nbd_acceptors,
+            secrets,
+            not_after,
+            not_before,
+            authority_not_after,
+        }
     }
 }

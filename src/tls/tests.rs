@@ -253,6 +253,10 @@ fn the_warning_begins_thirty_days_before_the_end() {
     let keys = place.keyring("alpha").expect("good").now();
     let end = keys.not_after;
     assert_eq!(keys.warning(end - WARNING_DAYS * DAY), None);
+    // Certificates begin a day before they are made, so that only a clock that is far off comes before.
+    let made = end - i64::from(NODE_DAYS) * DAY;
+    assert_eq!(keys.warning(made - DAY + 1), None);
+    assert!(keys.warning(made - 2 * DAY).is_some_and(|told| told.contains("this host's clock is wrong")));
     assert!(keys.warning(end - WARNING_DAYS * DAY + 1).is_some_and(|told| told.contains("in 29 days")));
     assert!(keys.warning(end).is_some_and(|told| told.contains("in 0 days")));
     assert!(
