@@ -279,7 +279,7 @@ fn volume(node: usize, mode: Mode) -> Volume {
         backlog_age_max: Duration::from_secs(2),
         pace: PaceLimits { rate_max: u64::MAX, rate_min: 1 << 20 },
         resume_primary: false,
-        cool_after: Duration::from_secs(60),
+        cool_after: Duration::from_secs(10),
         arbitrated: false,
         boot: 1,
         limits: Limits::default(),

@@ -22,7 +22,7 @@ use crate::volume::{Limits, PaceLimits, Volume, VolumeConfig};
 /// News that may wait for the daemon.
 const NEWS_MAX: usize = 1024;
 /// A database touches what it works on more often than this, and what it wrote last before that is copied again after a crash in seconds.
-const COOL_AFTER: Duration = Duration::from_secs(30);
+const COOL_AFTER: Duration = Duration::from_secs(10);
 
 /// A volume that runs.
 pub(super) struct Started {

@@ -159,7 +159,8 @@ impl World {
             if self.clients[client].at == Some((node, session)) {
                 self.leave(client);
             }
-            self.drop_session(node, session);
+            // What disks and peers had answered by then is heard first.
+            self.drop_session_after(MS, node, session);
         }
     }
 }

@@ -206,8 +206,13 @@ impl World {
 
     /// The shell will tell the machine that a client is gone.
     pub(crate) fn drop_session(&mut self, node: usize, session: SessionId) {
+        self.drop_session_after(1000, node, session);
+    }
+
+    /// The same, so many nanoseconds from now.
+    pub(crate) fn drop_session_after(&mut self, delay: u64, node: usize, session: SessionId) {
         let life = self.nodes[node].life;
-        self.after(1000, Event::HostGone { node, life, session });
+        self.after(delay, Event::HostGone { node, life, session });
     }
 }
 
