@@ -223,7 +223,7 @@ ca.pem, NAME.pem and NAME.key; renewed files are used for the next connection. O
         /// What to do when acknowledged data may be missing: hold all requests, or answer them with errors
         #[arg(long, value_enum, default_value = "hold")]
         on_doubt: Doubt,
-        /// Folder of the keys [default: the one that [security] names]
+        /// Folder of the keys. Default: the one that the configuration names
         #[arg(long, value_name = "DIR")]
         keys: Option<PathBuf>,
         /// Whose certificate and key to use [default: --node, or this host's, or the only one in the folder]

@@ -197,6 +197,8 @@ impl Volume {
     }
 
     pub(super) fn obituary_written(&mut self, what: Obituary, result: Result<(), DiskError>) {
+        // A page that is not stable may be torn by the next power loss: the other copy must not be put at stake as well.
+        self.metadata_ok &= result.is_ok();
         self.obituary = match self.obituary {
             _ if result.is_err() => None,
             // Another one has taken its place meanwhile.

@@ -264,6 +264,8 @@ impl Volume {
             _ => {}
         }
         if let Err(error) = result {
+            // Also when the disk had failed before: see `obituary_written`.
+            (self.metadata_ok, self.obituary) = (false, None);
             self.fail_local(now, "metadata", error, out);
             return;
         }

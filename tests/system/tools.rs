@@ -178,9 +178,10 @@ pub(crate) fn public_folder(program: &str) -> (TempDir, PathBuf) {
 pub(crate) fn loopback() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    assert!(number < 255, "more addresses than this scheme has");
-    // Pids have 22 bits at most; two runs at one time whose pids differ by a multiple of 2^14 are not to be expected.
-    format!("127.{}.{}.{number}", 64 + (pid >> 8) % 64, pid & 255)
+    assert!(number < 1 << 10, "more addresses than this scheme has");
+    // Two runs at one time whose pids differ by a multiple of 2^12 are not to be expected.
+    let place = (pid & 0xfff) << 10 | number;
+    format!("127.{}.{}.{}", 64 + (place >> 16), (place >> 8) & 255, place & 255)
 }
 
 /// Makes a sparse file of `len` bytes.
