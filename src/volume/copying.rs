@@ -71,7 +71,7 @@ impl Volume {
             if std::mem::take(&mut self.peer_mut(peer).paused.0) {
                 self.send(peer, Message::Pause { on: false }, None, out);
             }
-            if self.peer(peer).is_even() && full || discard_local {
+            if self.peer(peer).is_copied() && full || discard_local {
                 self.drop_link(now, peer, "the operator asked for a resync; both greet again".into(), out);
             }
         }

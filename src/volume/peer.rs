@@ -209,6 +209,12 @@ impl Peer {
         matches!(self.sync(), Some(Sync::Even))
     }
 
+    /// True when the copies are equal, or about to be called so: nobody looks for dirty blocks.
+    pub(crate) fn is_copied(&self) -> bool {
+        let sync = self.sync();
+        matches!(sync, Some(Sync::Even | Sync::SourceClosing | Sync::SourceConfirming | Sync::TargetClosing))
+    }
+
     /// True while the peer is a target of this node.
     pub(crate) fn is_target(&self) -> bool {
         matches!(

@@ -71,6 +71,21 @@ fn a_copy_whose_flush_failed_is_no_source() {
     }
 }
 
+/// A full resync is asked for while another one is coming to its end, and nobody looks for dirty blocks any more.
+#[test]
+fn a_full_resync_asked_for_at_the_end_of_another_begins() {
+    let replication = |w: &World| w.nodes[A].snapshot(w.now).map(|told| told.peers[0].replication);
+    for at in 0..60 {
+        let mut s = Story::with(700 + at, Options { clients: 1, disk_delay: MS, latency: MS, ..Options::calm() });
+        s.load(100 * MS).idles();
+        assert_eq!(s.tell(A, Command::Resync { full: true, discard: None }), Ok(()));
+        assert!(s.w.run_until(5 * SECOND, |w| replication(w) == Some("source")), "a resync:\n  {}", s.w.summary());
+        s.wait(at * MS);
+        assert_eq!(s.tell(A, Command::Resync { full: true, discard: None }), Ok(()));
+        s.settles().ends();
+    }
+}
+
 /// The link of a resync is lost while its source reads many blocks, and the source is told to end.
 #[test]
 fn an_end_waits_for_reads_of_a_lost_resync() {
