@@ -280,6 +280,7 @@ fn volume(node: usize, mode: Mode) -> Volume {
         pace: PaceLimits { rate_max: u64::MAX, rate_min: 1 << 20 },
         resume_primary: false,
         cool_after: Duration::from_secs(10),
+        write_through: false,
         arbitrated: false,
         boot: 1,
         limits: Limits::default(),

@@ -48,7 +48,8 @@ pub(super) fn start(
     let unrecovered = read(&disk, &copy.metadata).map_err(|error| named(&format!("{}: {error}", device())))?;
     fits(&unrecovered.superblock, config, me, spec).map_err(|error| named(&format!("{}: {error}", device())))?;
     let recovered = recover(&disk, unrecovered);
-    tell(&spec.name, &recovered);
+    let write_through = disk.is_write_through();
+    tell(&spec.name, &recovered, write_through);
     let superblock = &recovered.superblock;
     let identity = CopyIdentity {
         cluster: superblock.cluster,
@@ -58,7 +59,7 @@ pub(super) fn start(
     };
     let entropy = random_u64().map_err(|error| named(&format!("no random number can be had: {error}")))?;
     let volume_len = superblock.data_len;
-    let volume = Volume::new(volume_config(config, me, spec), recovered, entropy);
+    let volume = Volume::new(volume_config(config, me, spec, write_through), recovered, entropy);
     let quarter = usize::try_from(spec.pool_bytes / 4).map_err(|error| named(&error))?;
     let pool = PoolSizes { clients: 2 * quarter, reads: quarter, resync: quarter, ..PoolSizes::default() };
     let (name, spin, client_idle) = (spec.name.clone(), spec.spin, config.limits.client_idle);
@@ -91,7 +92,7 @@ pub(super) fn disk_config(spec: &VolumeSpec, copy: &CopySpec) -> DiskConfig {
     }
 }
 
-fn volume_config(config: &Config, me: &Node, spec: &VolumeSpec) -> VolumeConfig {
+fn volume_config(config: &Config, me: &Node, spec: &VolumeSpec, write_through: bool) -> VolumeConfig {
     VolumeConfig {
         node: me.name.clone(),
         peers: spec.peers_of(&me.name).map(str::to_owned).collect(),
@@ -106,6 +107,7 @@ fn volume_config(config: &Config, me: &Node, spec: &VolumeSpec) -> VolumeConfig 
         resume_primary: spec.resume_primary,
         boot: boot_id(),
         cool_after: COOL_AFTER,
+        write_through,
         limits: Limits::default(),
     }
 }
@@ -164,7 +166,7 @@ fn recover(disk: &Disk, unrecovered: Unrecovered) -> Recovered {
     unrecovered.recover(&log, bitmaps, boot_id())
 }
 
-fn tell(volume: &str, recovered: &Recovered) {
+fn tell(volume: &str, recovered: &Recovered, write_through: bool) {
     let superblock = &recovered.superblock;
     info!(
         volume,
@@ -176,6 +178,7 @@ fn tell(volume: &str, recovered: &Recovered) {
         was_primary = superblock.was_primary,
         continuity = ?recovered.continuity,
         hot_extents = recovered.hot_extents,
+        write_through,
         "copy attached"
     );
     for note in &recovered.notes {

@@ -126,6 +126,7 @@ pub struct Disk {
     data_len: u64,
     layout: Layout,
     metadata_path: PathBuf,
+    write_through: bool,
 }
 
 impl Disk {
@@ -163,7 +164,13 @@ impl Disk {
         if config.direct {
             try_direct(&files).map_err(|source| OpenError::Direct { path: path.clone(), source })?;
         }
-        Ok(Self { files, backend: config.backend, device_len, data_len, layout, metadata_path })
+        let write_through = sys::is_in_memory(&files.data)
+            || config.direct && block_device && has_no_cache(Path::new("/sys/dev/block"), &files.data);
+        if write_through {
+            // An earlier life may have written through the page cache.
+            files.data.sync_data().map_err(|e| io_error(path, "it cannot be flushed", e))?;
+        }
+        Ok(Self { files, backend: config.backend, device_len, data_len, layout, metadata_path, write_through })
     }
 
     /// Length of the device in bytes.
@@ -182,6 +189,13 @@ impl Disk {
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// True when data that is written is stable at once: nothing lies between this program and a medium that forgets it with the power, or
+    /// the medium forgets everything anyway. What was written before is stable too then.
+    #[must_use]
+    pub fn is_write_through(&self) -> bool {
+        self.write_through
     }
 
     /// Reads a range of the metadata area.
@@ -300,6 +314,16 @@ fn try_open_locked(path: &Path, direct: bool, create: bool) -> Result<(File, boo
     Ok((file, is_device))
 }
 
+/// True when the kernel knows of no volatile cache in a block device, as of drives whose cache outlives a loss of power: then it makes
+/// nothing of a flush itself. `by_number` is where sysfs lists devices by their numbers; a partition has its disk's queue.
+fn has_no_cache(by_number: &Path, device: &File) -> bool {
+    let Ok(about) = device.metadata() else { return false };
+    let here = by_number.join(format!("{}:{}", libc::major(about.rdev()), libc::minor(about.rdev())));
+    ["queue/write_cache", "../queue/write_cache"]
+        .iter()
+        .any(|place| std::fs::read_to_string(here.join(place)).is_ok_and(|cache| cache.trim_end() == "write through"))
+}
+
 /// Opens the same file once more, for the page cache.
 fn reopen(path: &Path, original: &File) -> Result<File, OpenError> {
     let failed = |e| io_error(path, "it cannot be opened for metadata", e);
@@ -318,4 +342,28 @@ fn try_direct(files: &Files) -> io::Result<()> {
         Pool::new(super::pool::PoolSizes { clients: 4096, reads: 4096, resync: 4096, links: 4096, bounce: 4096 })?;
     let chunk = pool.allocate(Area::Bounce, 4096).expect("an empty pool has a page");
     files.data.read_exact_at(pool.chunk_bytes_mut(chunk, 0, 4096), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says of `/dev/null` what sysfs says of a disk.
+    fn answer(place: &str, cache: &str) -> bool {
+        let (sysfs, device) = (tempfile::tempdir().expect("a folder"), File::open("/dev/null").expect("everywhere"));
+        let (disk, partition) = (sysfs.path().join("disk"), sysfs.path().join("disk/part"));
+        std::fs::create_dir_all(partition.join("queue")).expect("made");
+        std::fs::create_dir_all(disk.join("queue")).expect("made");
+        std::fs::write(sysfs.path().join(place), cache).expect("written");
+        std::os::unix::fs::symlink(partition, sysfs.path().join("1:3")).expect("linked");
+        has_no_cache(sysfs.path(), &device)
+    }
+
+    #[test]
+    fn the_kernel_is_believed_about_a_cache() {
+        assert!(answer("disk/part/queue/write_cache", "write through\n"));
+        assert!(answer("disk/queue/write_cache", "write through\n"), "a partition has its disk's queue");
+        assert!(!answer("disk/part/queue/write_cache", "write back\n"));
+        assert!(!answer("disk/queue/rotational", "0\n"), "what nothing is known of may have one");
+    }
 }

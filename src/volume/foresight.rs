@@ -25,9 +25,10 @@ impl Foresight {
         self.wrote = true;
     }
 
-    /// A client asks for a flush.
-    pub(super) fn flush(&mut self) {
-        if self.turns == 1 {
+    /// A client asks for a flush; `needless` when everything is stable already. That is no sign of a pattern, but no sign against one
+    /// that was seen either: it may be what was hoped for.
+    pub(super) fn flush(&mut self, needless: bool) {
+        if self.turns == 1 && !needless {
             self.streak = (self.streak + 1).min(STREAK);
         }
         self.turns = 0;
@@ -50,13 +51,15 @@ impl Foresight {
 mod tests {
     use super::*;
 
-    /// Runs `w` (a write), `f` (a flush) and `.` (the end of a turn); the turns, counted from 1, whose end foresees a flush.
+    /// Runs `w` (a write), `f` (a flush), `n` (a needless one) and `.` (the end of a turn); the turns, counted from 1, whose end
+    /// foresees a flush.
     fn foreseen(script: &str) -> Vec<usize> {
         let (mut foresight, mut turn, mut found) = (Foresight::default(), 0, Vec::new());
         for word in script.chars() {
             match word {
                 'w' => foresight.write(),
-                'f' => foresight.flush(),
+                'f' => foresight.flush(false),
+                'n' => foresight.flush(true),
                 '.' => {
                     turn += 1;
                     if foresight.turn_end() {
@@ -74,6 +77,12 @@ mod tests {
         assert_eq!(foreseen("w.f.w.f.w.f.w.f.w.f.w.f."), [9, 11]);
         assert_eq!(foreseen("ww.f.www.f.w.f.w.f.w."), [9], "many writes in one turn are as good");
         assert_eq!(foreseen("w.fw.fw.fw.fw.fw."), [5, 6], "another client's write comes with the flush");
+    }
+
+    #[test]
+    fn a_needless_flush_begins_no_pattern_and_ends_none() {
+        assert_eq!(foreseen("w.n.w.n.w.n.w.n.w.n.w.n.w."), [0; 0], "copies without a cache are asked for nothing");
+        assert_eq!(foreseen("w.f.w.f.w.f.w.f.w.n.w.n.w."), [9, 11, 13], "each was there in time");
     }
 
     #[test]

@@ -17,6 +17,7 @@ marks! {
     BacklogFull = "a write waited for the backlog",
     HotFull = "a write waited for a slot of the activity log",
     FlushForeseen = "a flush was foreseen",
+    FlushNeedless = "a flush found everything stable",
     EvictionWaited = "an eviction waited for bitmap pages",
     Cooled = "an extent nobody wrote to left the activity log",
     LogBlanked = "a damaged activity log was written anew",

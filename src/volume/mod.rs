@@ -129,6 +129,8 @@ pub struct VolumeConfig {
     /// An extent that nobody wrote to for one to two of these leaves the activity log. Short: little is copied again after a crash. Long: who
     /// writes to it again seldom has to wait for a commit of metadata, which costs as much as a flush.
     pub cool_after: Duration,
+    /// The disk has no volatile cache: what it has written is stable. Whatever was written to it before this life is stable too.
+    pub write_through: bool,
     /// Bounds of memory.
     pub limits: Limits,
 }

@@ -70,7 +70,11 @@ impl Volume {
         let range = request.range;
         match request.op {
             HostOp::Flush => {
-                self.foresight.flush();
+                let needless = self.everything_stable_through(self.log.last());
+                if needless {
+                    self.mark(Mark::FlushNeedless);
+                }
+                self.foresight.flush(needless);
                 self.flushes.push_back((id, self.log.last()));
             }
             _ if range.is_empty() => self.reply(id, Ok(()), None, out),
@@ -282,8 +286,7 @@ impl Volume {
             self.fail_local(now, "write", error, out);
         }
         self.log.get_mut(seq).expect("a segment keeps its entry").local_written = true;
-        self.local.written = self.log.local_written_through(self.local.written);
-        self.local.received = self.local.written;
+        self.local_came_further();
         if self.detaching.is_some() {
             self.detach_waiting.push(id);
         } else if !self.parks(id, seq) {

@@ -77,6 +77,14 @@ impl Stream {
             flushing: false,
         }
     }
+
+    /// Everything up to `seq` is stable.
+    fn stable_through(&mut self, seq: Seq) {
+        self.stable = self.stable.max(seq);
+        if self.fence.is_some_and(|fence| self.stable >= fence) {
+            self.fence = None;
+        }
+    }
 }
 
 impl Volume {
@@ -203,14 +211,17 @@ impl Volume {
     /// Applies what can be applied, and flushes when a barrier is reached.
     pub(super) fn pump_stream(&mut self, out: &mut Effects) {
         let Some(mut stream) = self.stream.take() else { return };
-        if stream.held > 0 {
-            self.apply_held(&mut stream, out);
-        }
         while stream.items.front().is_some_and(|item| item.stage == Applied::Written) {
             stream.written = stream.items.pop_front().expect("looked at").seq;
         }
         if stream.items.is_empty() {
             stream.written = stream.received;
+        }
+        if self.config.write_through && self.local_ok {
+            stream.stable_through(stream.written);
+        }
+        if stream.held > 0 {
+            self.apply_held(&mut stream, out);
         }
         let wants_flush = stream.barrier > stream.stable && stream.written >= stream.barrier.min(stream.received);
         if wants_flush && !stream.flushing && self.local_ok {
@@ -286,12 +297,7 @@ impl Volume {
         let stream = self.stream.as_mut().expect("a stream outlives its flush");
         stream.flushing = false;
         match result {
-            Ok(()) => {
-                stream.stable = stream.stable.max(covers);
-                if stream.fence.is_some_and(|fence| stream.stable >= fence) {
-                    stream.fence = None;
-                }
-            }
+            Ok(()) => stream.stable_through(covers),
             Err(error) => self.fail_local(now, "flush", error, out),
         }
     }

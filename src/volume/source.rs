@@ -189,8 +189,7 @@ impl Volume {
         };
         let entry = Entry { range, segment: None, local_written: true, logged: false, resync: Some(peer) };
         let seq = self.log.push(entry);
-        self.local.written = self.log.local_written_through(self.local.written);
-        self.local.received = self.local.written;
+        self.local_came_further();
         self.last_write = now;
         self.resynced_bytes += range.len();
         let link = self.peer_mut(peer);

@@ -4,6 +4,9 @@
 //! the local disk alone). All that wait in one turn share one flush of the disk and one barrier to each peer. The same
 //! mechanism keeps the transfer log short: when it is half full, when hot extents run short, or when nothing was written
 //! for a while, stability is asked for though no client did.
+//!
+//! On a disk without a volatile cache (`write_through`) what is written is stable, and says so: a flush that finds everything
+//! written on such copies waits for nobody.
 
 use std::time::Duration;
 
@@ -55,7 +58,7 @@ impl Volume {
         self.flushes.back().map_or(self.stable_goal, |&(_, through)| through.max(self.stable_goal))
     }
 
-    fn everything_stable_through(&self, seq: Seq) -> bool {
+    pub(super) fn everything_stable_through(&self, seq: Seq) -> bool {
         (!self.local_ok || self.local.stable >= seq)
             && self.peers.iter().filter_map(|peer| peer.cursor).all(|cursor| cursor.stable >= seq)
     }
@@ -87,6 +90,15 @@ impl Volume {
                 (link.barrier_sent, link.sent) = (last, last);
                 self.send(peer, Message::Barrier { seq: last, ordered }, None, out);
             }
+        }
+    }
+
+    /// An entry of the log is written on the local disk: how far everything is.
+    pub(super) fn local_came_further(&mut self) {
+        self.local.written = self.log.local_written_through(self.local.written);
+        self.local.received = self.local.written;
+        if self.config.write_through && self.local_ok {
+            self.local.stable = self.local.written;
         }
     }
 

@@ -91,6 +91,10 @@ pub(crate) struct SimDisk {
     pub(crate) faults: DiskFaults,
     /// Mean delay of an operation in nanoseconds.
     pub(crate) delay_mean: u64,
+    /// Its data has no volatile cache: a write that ended is stable.
+    pub(crate) write_through: bool,
+    /// Flushes of the data that were asked for.
+    pub(crate) flushes: u64,
     /// Something failed since the disk was last healed: errors to clients may be excused.
     pub(crate) ever_failed: bool,
     /// Counts what changes what a crash would leave: writes, flushes and commits, when they begin and when they end.
@@ -118,6 +122,8 @@ impl SimDisk {
             health: Health::Good,
             faults: DiskFaults::default(),
             delay_mean,
+            write_through: false,
+            flushes: 0,
             ever_failed: false,
             touched: 0,
             lies: Vec::new(),
@@ -131,6 +137,13 @@ impl SimDisk {
     /// The next operation of this kind (`read`, `write`, `flush`, `commit`) fails.
     pub(crate) fn fail_next(&mut self, kind: &'static str) {
         self.next_fault = Some(kind);
+    }
+
+    /// A daemon opens it: on a disk without a cache it makes stable what an earlier life may have left in the system's.
+    pub(crate) fn open(&mut self) {
+        if self.write_through {
+            self.data.flushed(self.data.mark());
+        }
     }
 
     /// No more faults. What was cursed stays cursed.
@@ -162,6 +175,7 @@ impl SimDisk {
             }
         }
         let mark = self.data.mark();
+        self.flushes += u64::from(matches!(op, DataOp::Flush));
         self.touched += u64::from(!matches!(op, DataOp::Read | DataOp::ReadSparse));
         assert!(self.ops.insert(id, InFlight { first, len, op, mark }).is_none(), "{id:?} is used twice");
         assert!(!self.commits.contains_key(&id), "{id:?} is used twice");
@@ -228,7 +242,13 @@ impl SimDisk {
                         self.data.write(first + i, stamp);
                     }
                 }
-                if failed { Err(EIO) } else { Ok(None) }
+                if failed {
+                    return Some(Err(EIO));
+                }
+                if self.write_through {
+                    self.data.flushed(self.data.mark());
+                }
+                Ok(None)
             }
             DataOp::Flush if self.fails("flush", self.faults.flush_eio) => {
                 self.data.flush_failed(mark);

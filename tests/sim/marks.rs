@@ -14,6 +14,7 @@ pub(crate) const IMPORTANT: &[&str] = &[
     "a failed copy recorded that it may lack what was not flushed",
     "a failed copy was written off on its own disk",
     "a flush was foreseen",
+    "a flush found everything stable",
     "a failed disk ended a change of role",
     "a former primary asked for its role again",
     "a generation waited for the data before it",

@@ -125,6 +125,7 @@ impl Node {
         let layout = Layout::for_data_len(options.data_len);
         let mut disk = SimDisk::new(options.data_len, layout.total_len(), options.disk_delay, rng.fork(1));
         disk.faults = options.disk_faults;
+        disk.write_through = options.write_through[index];
         disk.format(&blank(instance, options));
         Self {
             index,
@@ -167,6 +168,7 @@ impl Node {
         assert!(self.process.is_none(), "it is running already");
         self.life += 1;
         self.paused_until = 0;
+        self.disk.open();
         let recovered = self.recover(options.data_len)?;
         let mut found: Vec<String> = recovered.notes.iter().map(|note| format!("attach: {}", word(note))).collect();
         found.push(format!("attach: continuity {:?}", recovered.continuity));
@@ -198,6 +200,7 @@ impl Node {
             pace: PaceLimits { rate_max: options.rate_max, rate_min: 1 << 20 },
             resume_primary: options.resume_primary,
             cool_after: Duration::from_secs(3),
+            write_through: self.disk.write_through,
             arbitrated: options.arbitrated,
             boot: self.boot,
             limits: options.limits,

@@ -136,6 +136,27 @@ fn both_lose_power_at_once() {
     }
 }
 
+/// A lone client that flushes behind each write finds everything stable there, nobody is asked for it, and it is.
+#[test]
+fn copies_without_a_cache_are_stable_when_they_are_written() {
+    for (seed, write_through) in [(1, [true; 3]), (2, [true; 3]), (3, [true, false, false]), (4, [false, true, false])]
+    {
+        let loss = Some(Loss::Everything);
+        let options = Options { write_through, loss, flush_every: 2, clients: 1, depth: 1, ..Options::calm() };
+        let mut s = Story::with(seed, options);
+        let before = [A, B].map(|node| s.w.nodes[node].disk.flushes);
+        s.load(600 * MS);
+        assert!(s.w.history.acknowledgements() > 50);
+        for node in [A, B] {
+            assert_eq!(s.w.nodes[node].disk.flushes == before[node], write_through[node], "asked for a flush: {node}");
+        }
+        s.w.power_loss(A);
+        s.w.power_loss(B);
+        s.start(A).start(B).settles_with_somebody();
+        s.ends();
+    }
+}
+
 #[test]
 fn a_process_killed_and_restarted_resyncs_its_activity_log_only() {
     let mut s = Story::with(3, Options { data_len: 4 << 20, span: 256, clients: 2, ..Options::calm() });

@@ -5,6 +5,7 @@ use repblk::volume::Limits;
 
 use crate::disk::DiskFaults;
 use crate::media::Loss;
+use crate::node::NODES_MAX;
 use crate::rng::Rng;
 
 /// One millisecond of virtual time.
@@ -51,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) flush_every: u64,
     /// Mean delay of a disk operation.
     pub(crate) disk_delay: u64,
+    /// Disks that have no volatile cache.
+    pub(crate) write_through: [bool; NODES_MAX],
     /// Mean delay of bytes on the link.
     pub(crate) latency: u64,
     /// Random disk faults.
@@ -113,6 +116,7 @@ impl Options {
             span: 2048,
             flush_every: 10,
             disk_delay: 100_000,
+            write_through: [false; NODES_MAX],
             latency: 100_000,
             disk_faults: DiskFaults::default(),
             loss: Some(Loss::Anything),
@@ -240,6 +244,9 @@ impl Options {
             self.limits.unstable_bytes = 8 << 10;
             self.backlog_bytes_max = 8 << 10;
             self.span = self.data_len / 512;
+        }
+        if rng.chance(1, 4) {
+            self.write_through = [rng.coin(), rng.coin(), rng.coin()];
         }
         self
     }
