@@ -118,6 +118,8 @@ pub(super) struct Shell<M> {
     pub(super) moved: bool,
     /// Requests and frames that came in this turn.
     pub(super) heard: u32,
+    /// The machine was told something and has not heard since that the turn has ended.
+    open: bool,
     next_link: u64,
     letters: Letters,
     epoll: Epoll,
@@ -170,6 +172,7 @@ impl<M: Machine> Shell<M> {
             news,
             moved: false,
             heard: 0,
+            open: false,
             next_link: 0,
             letters,
             epoll,
@@ -224,6 +227,7 @@ impl<M: Machine> Shell<M> {
 
     /// Gives the machine an input; its effects wait for [`Shell::settle`].
     pub(super) fn step(&mut self, input: Input) {
+        self.open = !matches!(input, Input::TurnEnd);
         self.machine.step(self.now, input, &mut self.effects);
     }
 
@@ -255,7 +259,8 @@ impl<M: Machine> Shell<M> {
 
     /// True when the next turn would have something to do at once.
     fn has_more(&self) -> bool {
-        !self.effects.is_empty()
+        self.open
+            || !self.effects.is_empty()
             || !self.doomed.is_empty()
             || (!self.memory_queue.is_empty() && self.memory_frees != self.pool.frees(Area::Clients))
             || self.reads.may_go_on(&self.pool)

@@ -4,35 +4,44 @@
 //! let through at a time: whoever holds a range keeps the others out until it is done everywhere. Resync blocks ask like
 //! anybody else, so the conflict between an application's write and a resync of the same block is ordinary.
 //!
+//! Few are held at a time, as many as clients may have under way: a sorted list is quicker to search and to change than a tree.
+//!
 //! Invariant: held ranges do not overlap.
-
-use std::collections::BTreeMap;
 
 use crate::units::ByteRange;
 
 /// The set of held ranges.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InFlight {
-    /// End of each held range, by its start.
-    held: BTreeMap<u64, u64>,
+    /// In ascending order.
+    held: Vec<ByteRange>,
 }
 
 impl InFlight {
     /// Takes `range` (not empty) unless somebody holds a part of it.
     pub(crate) fn try_hold(&mut self, range: ByteRange) -> bool {
         debug_assert!(!range.is_empty(), "an empty range conflicts with nobody");
-        if self.is_held(range) {
-            return false;
+        let at = self.place(range);
+        let free = self.is_free(at, range);
+        if free {
+            self.held.insert(at, range);
         }
-        self.held.insert(range.start(), range.end());
-        true
+        free
     }
 
     /// True when somebody holds a part of `range`.
     pub(crate) fn is_held(&self, range: ByteRange) -> bool {
-        // Held ranges are disjoint, so the last one that starts before our end is the only one that can reach into us
-        // from the left, and any that starts inside us is found by the same look.
-        self.held.range(..range.end()).next_back().is_some_and(|(_, &end)| end > range.start())
+        !self.is_free(self.place(range), range)
+    }
+
+    /// How many of the held ranges end at or before the start of `range`.
+    fn place(&self, range: ByteRange) -> usize {
+        self.held.partition_point(|held| held.end() <= range.start())
+    }
+
+    /// True when the range that is held at `at`, the first that reaches beyond the start of `range`, begins behind it.
+    fn is_free(&self, at: usize, range: ByteRange) -> bool {
+        self.held.get(at).is_none_or(|held| held.start() >= range.end())
     }
 
     /// Gives `range` back.
@@ -40,8 +49,9 @@ impl InFlight {
     /// # Panics
     /// When exactly this range is not held.
     pub(crate) fn release(&mut self, range: ByteRange) {
-        let end = self.held.remove(&range.start());
-        assert_eq!(end, Some(range.end()), "a range is given back as it was taken");
+        let at = self.place(range);
+        assert_eq!(self.held.get(at), Some(&range), "a range is given back as it was taken");
+        self.held.remove(at);
     }
 
     /// Number of held ranges.

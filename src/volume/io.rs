@@ -8,8 +8,8 @@
 //! - Each [`Input::Host`] is answered by exactly one [`Effect::Reply`], unless [`Input::HostGone`] came for its session.
 //! - A buffer given to the machine is given back by exactly one [`Effect::Release`] or [`Effect::Reply`]. A `Send` or
 //!   `DiskWrite` only borrows it: the shell counts its own references and frees the bytes when the last one is gone.
-//! - [`Input::TurnEnd`] ends each turn of the shell's loop: what can be said once for many (acknowledgements, group
-//!   flushes) is said then.
+//! - [`Input::TurnEnd`] ends each turn of the shell's loop, in which anything else was said: what can be said once for many
+//!   (acknowledgements, group flushes) is said then, and what follows from many at once is worked out.
 
 use std::time::Duration;
 

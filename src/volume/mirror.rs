@@ -85,6 +85,7 @@ impl Volume {
     pub(super) fn open_stream(&mut self, now: Moment, peer: PeerNo, out: &mut Effects) {
         let last = self.log.last();
         let waits = self.config.mode != Mode::Async || !self.local_ok;
+        self.done = last;
         let link = self.peer_mut(peer);
         assert!(link.cursor.is_none(), "a stream is opened once a link");
         link.cursor = Some(Cursor::joining(last));

@@ -77,6 +77,7 @@ pub use crate::volume::resync::PaceLimits;
 use crate::volume::roles::Transition;
 use crate::volume::secondary::Stream;
 use crate::volume::transfer_log::{Cursor, TransferLog};
+use crate::wire::Message;
 
 /// Effects of one or more steps, in the order they were decided.
 pub type Effects = Vec<Effect>;
@@ -212,8 +213,10 @@ pub struct Volume {
     warming: VecDeque<SegmentId>,
     /// Requests that came while the role is being given up.
     held: VecDeque<RequestId>,
-    /// Requests that wait until everything up to a number is stable.
+    /// Requests that wait until everything up to a number is stable. The numbers never fall.
     flushes: VecDeque<(RequestId, Seq)>,
+    /// The highest number of a write that is done, or from which on a copy takes part: what a flush covers.
+    done: Seq,
     in_flight: InFlight,
     hot: HotExtents,
     log_writer: LogWriter,
@@ -326,6 +329,7 @@ impl Volume {
             warming: VecDeque::new(),
             held: VecDeque::new(),
             flushes: VecDeque::new(),
+            done: Seq(0),
             in_flight: InFlight::default(),
             hot: HotExtents::new(al_slots, extent_len),
             log_commit: LogCommit::Idle,
@@ -371,6 +375,8 @@ impl Volume {
     /// When the shell breaks a rule of [`io`]: those are errors of the program, not of a disk, peer or client.
     pub fn step(&mut self, now: Moment, input: Input, out: &mut Effects) {
         let answered = matches!(input, Input::DiskDone { .. } | Input::MetaDone { .. });
+        let ends_turn = matches!(input, Input::TurnEnd);
+        let mut settles = !self.is_ordinary(&input);
         match input {
             Input::Host { session, tag, op, range, fua } => self.host(now, (session, tag), op, range, fua, out),
             Input::HostHere { .. } => self.clients += 1,
@@ -378,6 +384,8 @@ impl Volume {
             Input::LinkUp { peer, connection, instance } => self.link_up(now, peer, connection, instance, out),
             Input::Peer { peer, connection, term, message, buf } => {
                 self.peer_says(now, (peer, connection), term, message, buf, out);
+                settles |= self.peer(peer).connection() != Some(connection);
+                self.pump_stream(out);
             }
             Input::PeerPage { peer, connection, index, page } => {
                 self.bitmap_page_heard(now, (peer, connection), index, &page, out);
@@ -397,11 +405,30 @@ impl Volume {
             }
             Input::Command { ticket, command } => self.command(now, ticket, command, out),
             Input::PeerSeen { peer, view } => self.peer_seen(now, peer, view, out),
-            Input::TurnEnd => self.turn_end(now, out),
-            Input::Wake => {}
+            Input::TurnEnd | Input::Wake => {}
         }
-        self.settle(now, out);
+        if settles {
+            self.settle(now, out);
+        }
+        if ends_turn {
+            self.turn_end(now, out);
+        }
         self.watch_disk(now, answered);
+    }
+
+    /// True for what happens with each write and read while nothing else does: all that follows from it but what it does itself can wait
+    /// for the end of the turn, which is for many of them at once.
+    fn is_ordinary(&self, input: &Input) -> bool {
+        let calm = self.local_ok && self.detaching.is_none() && self.transition.is_none();
+        calm && match input {
+            Input::Host { .. } => self.role == Role::Primary,
+            Input::Peer { message, .. } => matches!(message, Message::Write { .. } | Message::Ack { .. }),
+            Input::DiskDone { op, result } => {
+                let op = self.ops.get(place(*op));
+                result.is_ok() && matches!(op, Op::SegmentWrite(_) | Op::StreamWrite { .. } | Op::HostRead(_))
+            }
+            _ => false,
+        }
     }
 
     /// When [`Input::Wake`] is due, if nothing else happens before.
@@ -434,7 +461,8 @@ impl Volume {
         self.book.get().lineage.current
     }
 
-    /// Everything that follows from the state, whatever input led to it.
+    /// Everything that follows from the state, whatever input led to it. Done with each input but the ordinary ones, and at the end of each
+    /// turn.
     fn settle(&mut self, now: Moment, out: &mut Effects) {
         self.attach(now, out);
         self.check_peers(now, out);
@@ -500,7 +528,7 @@ impl Volume {
         }
     }
 
-    fn send(&self, peer: PeerNo, message: crate::wire::Message, body: Option<io::SendBody>, out: &mut Effects) {
+    fn send(&self, peer: PeerNo, message: Message, body: Option<io::SendBody>, out: &mut Effects) {
         if let Some(connection) = self.peer(peer).connection() {
             out.push(Effect::Send { peer, connection, term: self.term(), message, body });
         }

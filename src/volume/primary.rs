@@ -70,12 +70,12 @@ impl Volume {
         let range = request.range;
         match request.op {
             HostOp::Flush => {
-                let needless = self.everything_stable_through(self.log.last());
+                let needless = self.everything_stable_through(self.done);
                 if needless {
                     self.mark(Mark::FlushNeedless);
                 }
                 self.foresight.flush(needless);
-                self.flushes.push_back((id, self.log.last()));
+                self.flushes.push_back((id, self.done));
             }
             _ if range.is_empty() => self.reply(id, Ok(()), None, out),
             HostOp::Read if self.local_ok => {
@@ -327,6 +327,7 @@ impl Volume {
             self.requests.get_mut(request).failed = true;
         }
         self.log.get_mut(seq).expect("a segment keeps its entry").segment = None;
+        self.done = self.done.max(seq);
         self.release_range(range);
         self.request_part_done(request, out);
     }
@@ -348,7 +349,7 @@ impl Volume {
         if request.failed {
             self.reply(id, Err(HostError::Io), None, out);
         } else if request.fua {
-            self.flushes.push_back((id, self.log.last()));
+            self.flushes.push_back((id, self.done));
         } else {
             self.reply(id, Ok(()), None, out);
         }

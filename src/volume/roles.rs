@@ -350,6 +350,7 @@ impl Volume {
         self.role = Role::Primary;
         // What this node wrote as secondary may still be in the disk's cache: the first flush really flushes.
         self.local = Cursor::joining(self.log.last());
+        self.done = self.log.last();
         self.stream = None;
         self.promise = None;
         self.resume = false;

@@ -1,7 +1,8 @@
 //! Flushes and barriers: who has made what stable.
 //!
 //! A flush or FUA write waits until the local disk *and* each mirrored peer have made everything up to a number stable (`async`:
-//! the local disk alone). All that wait in one turn share one flush of the disk and one barrier to each peer. The same
+//! the local disk alone). A flush covers the writes that were answered before it came, as NBD asks, and not those under way.
+//! All that wait in one turn share one flush of the disk and one barrier to each peer. The same
 //! mechanism keeps the transfer log short: when it is half full, when hot extents run short, or when nothing was written
 //! for a while, stability is asked for though no client did.
 //!
@@ -28,7 +29,6 @@ impl Volume {
             self.mark(Mark::FlushForeseen);
             self.stable_goal = self.log.last();
         }
-        self.pump_metadata(now, out);
         self.flush_local(out);
         self.send_barriers(out);
         self.acknowledge_stream(out);

@@ -60,7 +60,7 @@ fn a_copy_whose_flush_failed_is_no_source() {
     for seed in 1..=8 {
         let mut s = Story::with(600 + seed, Options { flush_every: 1000, clients: 2, ..Options::calm() });
         s.w.operator.mute = true;
-        s.load(200 * MS).w.cut_now("scenario");
+        s.load(200 * MS).cut_for(SECOND);
         s.w.nodes[A].disk.fail_next("flush");
         let failed = s.w.run_until(5 * SECOND, |w| w.nodes[A].disk_is(DiskState::Failed));
         assert!(failed, "a flush is due:\n  {}", s.w.summary());
