@@ -17,8 +17,11 @@ const QUIET: Portion = Portion { run_blocks: 128, unwritten: 16 << 20 };
 const BUSY: Portion = Portion { run_blocks: 16, unwritten: 256 << 10 };
 /// While the host works and resync falls below the rate that it is guaranteed.
 const STARVING: Portion = Portion { run_blocks: 32, unwritten: 1 << 20 };
-/// Bytes that may wait for stability on both copies; at half of that it is asked for.
-const UNSTABLE_MAX: u64 = 16 << 20;
+/// Bytes being read at most: what was read is sent while more is read.
+const READING_MAX: u64 = 1 << 20;
+/// Bytes that may wait for stability on both copies. It is asked for each time that a quarter of it was sent, so that the copies flush
+/// while more is under way.
+const UNSTABLE_MAX: u64 = 32 << 20;
 /// The host counts as working this long after its last request.
 const BUSY_FOR: Duration = Duration::from_millis(100);
 
@@ -31,6 +34,8 @@ pub(crate) struct Outgoing {
     pub(crate) reading: u64,
     /// Bytes sent and not yet stable on both copies.
     pub(crate) unstable: u64,
+    /// Bytes sent since stability was asked for.
+    unasked: u64,
     /// When it began.
     pub(crate) began: Moment,
     /// Dirty bytes when it began.
@@ -51,6 +56,7 @@ impl Outgoing {
             from_block: 0,
             reading: 0,
             unstable: 0,
+            unasked: 0,
             began: now,
             total: dirty_blocks * BLOCK_SIZE,
             done: 0,
@@ -68,7 +74,9 @@ impl Outgoing {
             true if self.is_starving(now) => STARVING,
             true => BUSY,
         };
-        let room = self.reading + self.unwritten < portion.unwritten && self.reading + self.unstable < UNSTABLE_MAX;
+        let room = self.reading < READING_MAX
+            && self.reading + self.unwritten < portion.unwritten
+            && self.reading + self.unstable < UNSTABLE_MAX;
         (room && self.pace.allows(now)).then_some(portion.run_blocks)
     }
 
@@ -89,11 +97,17 @@ impl Outgoing {
         self.reading -= bytes;
         self.unwritten += bytes;
         self.unstable += bytes;
+        self.unasked += bytes;
     }
 
-    /// True when stability should be asked for: much waits for it, or nothing else is left to do.
-    pub(crate) fn wants_barrier(&self) -> bool {
-        self.unstable >= UNSTABLE_MAX / 2 || (self.unstable > 0 && self.reading == 0 && self.round_ended)
+    /// True when stability should be asked for, which the caller then does: much was sent since, or nothing else is left to do.
+    pub(crate) fn asks_for_barrier(&mut self) -> bool {
+        let last = self.unasked > 0 && self.reading == 0 && self.round_ended;
+        let asks = last || self.unasked >= UNSTABLE_MAX / 4;
+        if asks {
+            self.unasked = 0;
+        }
+        asks
     }
 }
 
@@ -193,12 +207,16 @@ mod tests {
         let mut out = Outgoing::new(Moment(0), 1 << 20, PaceLimits { rate_max: 0, rate_min: 0 });
         out.took(64 << 10);
         out.sent(64 << 10);
-        assert!(!out.wants_barrier(), "more is to come");
+        assert!(!out.asks_for_barrier(), "more is to come");
         out.round_ended = true;
-        assert!(out.wants_barrier(), "nothing else is left");
-        (out.round_ended, out.unstable) = (false, UNSTABLE_MAX / 2);
-        assert!(out.wants_barrier());
-        out.unstable = UNSTABLE_MAX;
+        assert!(out.asks_for_barrier(), "nothing else is left");
+        assert!(!out.asks_for_barrier(), "once is enough");
+        out.round_ended = false;
+        out.took(UNSTABLE_MAX / 4);
+        assert_eq!(out.next_run(Moment(0), Moment(0)), None, "what was read is sent first");
+        out.sent(UNSTABLE_MAX / 4);
+        assert!(out.asks_for_barrier() && !out.asks_for_barrier());
+        (out.unwritten, out.unstable) = (0, UNSTABLE_MAX);
         assert_eq!(out.next_run(Moment(0), Moment(0)), None);
     }
 }

@@ -37,13 +37,16 @@ impl Volume {
     /// Asks for stability where it is needed to make room.
     fn ask_for_room(&mut self, now: Moment) {
         let idle = self.idle_barrier_due().is_some_and(|due| due <= now);
-        let resync_wants = self.peers.iter().any(
-            |peer| matches!(peer.sync(), Some(super::peer::Sync::SourceRunning(outgoing)) if outgoing.wants_barrier()),
-        );
+        let mut resync_asks = false;
+        for peer in &mut self.peers {
+            if let Some(super::peer::Sync::SourceRunning(outgoing)) = peer.sync_mut() {
+                resync_asks |= outgoing.asks_for_barrier();
+            }
+        }
         let crowded =
             self.log.is_crowded() || self.hot.is_crowded() || self.log.bytes() > self.config.limits.unstable_bytes;
         // While an earlier wish is still open, a later one would only move the goal away.
-        if (crowded && self.everything_stable_through(self.stable_goal)) || idle || resync_wants {
+        if (crowded && self.everything_stable_through(self.stable_goal)) || idle || resync_asks {
             self.stable_goal = self.log.last();
         }
     }
