@@ -167,7 +167,7 @@ pub(crate) fn in_sync(volume: &Value) -> bool {
 }
 
 /// Duration of the bound within which a silent peer is dropped, as the default configuration has it.
-pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const PEER_TIMEOUT: Duration = Duration::from_millis(2500);
 
 fn write_config(of: &Node, alpha_data: &str, beta_data: &str, alpha: &Node, beta: &Node, setup: &Setup) {
     let mut text = "cluster = \"test\"\n".to_owned();

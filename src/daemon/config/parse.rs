@@ -99,7 +99,7 @@ fn volume(mut section: Section<'_>) -> At<VolumeSpec> {
     section.place = format!("[[volume]] {:?}", name.value);
     let modes = "it must be \"sync\", \"semisync\" or \"async\"";
     let mode = section.parsed("mode", modes, mode_of).map_or_else(Mode::default, |at| at.value);
-    let peer_timeout = section.number("peer_timeout_ms", 3000, 200..=600_000);
+    let peer_timeout = section.number("peer_timeout_ms", 2500, 200..=600_000);
     let ping_interval = section.number("ping_interval_ms", 500.min(peer_timeout.value / 4), 20..=200_000);
     if ping_interval.value * 2 > peer_timeout.value {
         section.problem(

@@ -65,8 +65,8 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
 fn every_wrong_value_says_what_would_be_right() {
     let cases = [
         ("mode =", "mode = \"mirror\"", "it must be \"sync\", \"semisync\" or \"async\""),
-        ("peer_timeout_ms", "peer_timeout_ms = 1", "a whole number from 200 to 600000 (default 3000)"),
-        ("peer_timeout_ms", "peer_timeout_ms = \"3s\"", "a whole number from 200 to 600000 (default 3000)"),
+        ("peer_timeout_ms", "peer_timeout_ms = 1", "a whole number from 200 to 600000 (default 2500)"),
+        ("peer_timeout_ms", "peer_timeout_ms = \"3s\"", "a whole number from 200 to 600000 (default 2500)"),
         ("peer_timeout_ms", "peer_timeout_ms = -3", "a whole number from 200"),
         ("ping_interval_ms", "ping_interval_ms = 2000", "make it at most 1500"),
         ("resync_rate_max_mib_s", "resync_rate_max_mib_s = 4", "write 0 for no limit"),
