@@ -56,6 +56,9 @@ impl Entry {
     }
 }
 
+/// Entries that there is room for from the start.
+const ROOM: usize = 1024;
+
 /// The log.
 #[derive(Clone, Debug)]
 pub(crate) struct TransferLog {
@@ -70,7 +73,8 @@ pub(crate) struct TransferLog {
 impl TransferLog {
     /// An empty log for at most `capacity` entries, whose last number is `last`.
     pub(crate) fn new(capacity: usize, last: Seq) -> Self {
-        Self { entries: VecDeque::with_capacity(capacity), front: last.next(), capacity, bytes: 0 }
+        // It wanders through all the room that it has: no more than it ever needed, so that it stays in a near cache.
+        Self { entries: VecDeque::with_capacity(capacity.min(ROOM)), front: last.next(), capacity, bytes: 0 }
     }
 
     /// True when no entry fits.
