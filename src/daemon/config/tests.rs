@@ -68,7 +68,7 @@ fn every_wrong_value_says_what_would_be_right() {
         ("peer_timeout_ms", "peer_timeout_ms = 1", "a whole number from 200 to 600000 (default 2500)"),
         ("peer_timeout_ms", "peer_timeout_ms = \"3s\"", "a whole number from 200 to 600000 (default 2500)"),
         ("peer_timeout_ms", "peer_timeout_ms = -3", "a whole number from 200"),
-        ("ping_interval_ms", "ping_interval_ms = 2000", "make it at most 1500"),
+        ("ping_interval_ms", "ping_interval_ms = 2000", "make it at most 1250"),
         ("resync_rate_max_mib_s", "resync_rate_max_mib_s = 4", "write 0 for no limit"),
         ("direct", "direct = \"yes\"", "it must be true or false, without quotes"),
         ("engine", "engine = \"aio\"", "\"auto\" or \"thread\""),
