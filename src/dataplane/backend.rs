@@ -17,8 +17,8 @@ pub(super) enum Job {
     Read { fd: RawFd, at: u64, address: *mut u8, len: usize },
     /// Write; the result is the number of bytes.
     Write { fd: RawFd, at: u64, address: *const u8, len: usize },
-    /// Make written data stable.
-    Sync { fd: RawFd },
+    /// Make written data stable: in this part of the file, or in all of it. More than the part may become so.
+    Sync { fd: RawFd, part: Option<ByteRange> },
     /// fallocate(2).
     Allocate { fd: RawFd, mode: libc::c_int, range: ByteRange },
 }

@@ -4,6 +4,9 @@
 //! the device (a cold read, a flush, a hole) runs in the [`Backend`]. With direct I/O every transfer runs there, through an
 //! aligned copy where the memory or the range is not aligned. The machine never has two overlapping transfers running, with
 //! ranges rounded to blocks, so that reading, changing and writing back a block needs no lock.
+//!
+//! Pages of metadata are written through the page cache on the spot too. Then the metadata area is made stable, not the file that it lies in:
+//! with internal metadata that is the data's, and a write to a cold extent would wait for all that was written lately (ADR 15).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -65,8 +68,8 @@ pub(super) struct Files {
     pub(super) data: File,
     /// For metadata, always through the page cache: another open file, so that each learns of write-back errors.
     pub(super) metadata: File,
-    /// Where the metadata area starts in its file, in bytes.
-    pub(super) metadata_start: u64,
+    /// Where the metadata area lies in its file.
+    pub(super) metadata_area: ByteRange,
     /// Data bypasses the page cache.
     pub(super) direct: bool,
     /// A block device, not a file.
@@ -97,8 +100,9 @@ impl Engine {
     /// When no backend can be had.
     pub(super) fn new(files: Files, choice: BackendChoice) -> io::Result<Self> {
         Ok(Self {
-            data_sync: SyncQueue::new(&files.data, DATA_SYNC),
-            metadata_sync: SyncQueue::new(&files.metadata, META_SYNC),
+            data_sync: SyncQueue::new(&files.data, None, DATA_SYNC),
+            // The whole area and not the pages: what an earlier process wrote and did not live to sync was read as if it were stable.
+            metadata_sync: SyncQueue::new(&files.metadata, Some(files.metadata_area), META_SYNC),
             files,
             backend: Backend::open(choice)?,
             tasks: Vec::new(),
@@ -214,8 +218,9 @@ impl Engine {
 
     /// Writes the pages and makes them stable.
     pub(super) fn commit(&mut self, op: OpId, pages: &[MetaPage]) -> Option<Outcome> {
+        let start = self.files.metadata_area.start();
         for page in pages {
-            if let Err(e) = self.files.metadata.write_all_at(&page.bytes[..], self.files.metadata_start + page.offset) {
+            if let Err(e) = self.files.metadata.write_all_at(&page.bytes[..], start + page.offset) {
                 return Some(Outcome::Meta { op, result: Err(DiskError { errno: sys::errno(&e) }) });
             }
         }

@@ -12,6 +12,7 @@ use proptest::test_runner::TestRunner;
 use super::backend::BackendChoice;
 use super::engine::{Engine, Files, Outcome};
 use super::pool::{Area, Pool, PoolSizes};
+use super::sys;
 use crate::meta::MetaPage;
 use crate::nbd::Allocation;
 use crate::units::{BufId, ByteRange, OpId};
@@ -19,6 +20,7 @@ use crate::volume::io::{BufSlice, DiskError};
 
 const LEN: u64 = 1 << 20;
 const META: u64 = LEN;
+const META_LEN: u64 = 512 << 10;
 
 struct Bench {
     engine: Engine,
@@ -26,20 +28,20 @@ struct Bench {
     next: u64,
     ended: HashMap<u64, Result<Option<BufId>, DiskError>>,
     plain: std::fs::File,
-    _file: tempfile::NamedTempFile,
+    file: tempfile::NamedTempFile,
 }
 
 impl Bench {
     fn new(directory: &Path, direct: bool, choice: BackendChoice) -> Self {
         let file = tempfile::NamedTempFile::new_in(directory).expect("a file");
-        file.as_file().set_len(LEN + 65536).expect("sparse");
+        file.as_file().set_len(META + META_LEN).expect("sparse");
         let open = |flags| {
             OpenOptions::new().read(true).write(true).custom_flags(flags).open(file.path()).expect("opens again")
         };
         let files = Files {
             data: open(if direct { libc::O_DIRECT } else { 0 }),
             metadata: open(0),
-            metadata_start: META,
+            metadata_area: ByteRange::new(META, META_LEN),
             direct,
             block_device: false,
         };
@@ -56,7 +58,7 @@ impl Bench {
             next: 0,
             ended: HashMap::new(),
             plain: open(0),
-            _file: file,
+            file,
         }
     }
 
@@ -233,13 +235,108 @@ fn metadata_lands_in_its_area_and_nowhere_else() {
     });
 }
 
+/// Commits of one page and of as many as the machine has at once, asked for together: each ends, and then its pages are stable.
+#[test]
+fn commits_at_once_all_end() {
+    everywhere(|directory, direct, choice| {
+        let mut bench = Bench::new(directory, direct, choice);
+        let page = |offset: u64, mark| MetaPage { offset: offset * 4096, bytes: Box::new([mark; 4096]) };
+        let asked: [Vec<MetaPage>; 3] = [vec![page(0, 1)], (2..66).map(|n| page(n, 2)).collect(), vec![page(127, 3)]];
+        for pages in &asked {
+            let op = bench.op();
+            let outcome = bench.engine.commit(op, pages);
+            bench.take(outcome);
+        }
+        bench.wait_all();
+        assert!(bench.ended.len() == 3 && bench.ended.values().all(|end| *end == Ok(None)));
+        if directory != Path::new("/dev/shm") {
+            let unstable = sys::unstable_pages(&bench.plain, ByteRange::new(META, META_LEN));
+            assert!(unstable.is_none_or(|pages| pages == 0), "{unstable:?}");
+        }
+        for page in asked.iter().flatten() {
+            let mut found = [0; 4096];
+            bench.plain.read_exact_at(&mut found, META + page.offset).expect("readable");
+            assert!(found == *page.bytes, "{}", page.offset);
+        }
+    });
+}
+
+/// With the data in the same file, a commit does not wait for what was written to it. File systems may sync more than they are asked
+/// to; ext4 and XFS do not. The kernel may write back by itself, but not always just then.
+#[test]
+fn a_commit_does_not_wait_for_the_data() {
+    for choice in [BackendChoice::Auto, BackendChoice::Thread] {
+        let left_alone = || {
+            let mut bench = Bench::new(Path::new("/var/tmp"), false, choice);
+            bench.write(0, &random_bytes(5, 1 << 20), 0);
+            let data = ByteRange::new(0, LEN);
+            // None: this kernel, or a file system of several layers, does not tell.
+            let before = sys::unstable_pages(&bench.plain, data).filter(|&pages| pages > 0);
+            let op = bench.op();
+            let outcome = bench.engine.commit(op, &[MetaPage { offset: 8192, bytes: Box::new([1; 4096]) }]);
+            assert_eq!(outcome, None, "a disk is waited for elsewhere");
+            bench.wait_all();
+            assert_eq!(bench.ended[&op.0], Ok(None));
+            before.is_none() || sys::unstable_pages(&bench.plain, data) == before
+        };
+        assert!((0..10).any(|_| left_alone()), "{choice:?}");
+    }
+}
+
+/// The ring has 32 bits for a length: the area of the largest volumes is longer.
+#[test]
+fn a_commit_to_a_very_long_area_is_stable_too() {
+    for choice in [BackendChoice::Auto, BackendChoice::Thread] {
+        let mut bench = Bench::new(Path::new("/var/tmp"), false, choice);
+        let (metadata_area, last) = (ByteRange::new(META, 5 << 30), (5 << 30) - 4096);
+        bench.plain.set_len(metadata_area.end()).expect("sparse");
+        let open = || bench.file.reopen().expect("opens again");
+        let files = Files { data: open(), metadata: open(), metadata_area, direct: false, block_device: false };
+        bench.engine = Engine::new(files, choice).expect("a backend");
+        let op = bench.op();
+        let pages = [0, last].map(|offset| MetaPage { offset, bytes: Box::new([1; 4096]) });
+        let outcome = bench.engine.commit(op, &pages);
+        bench.take(outcome);
+        bench.wait_all();
+        assert_eq!(bench.ended[&op.0], Ok(None));
+        let unstable = sys::unstable_pages(&bench.plain, metadata_area);
+        assert!(unstable.is_none_or(|pages| pages == 0), "{choice:?} {unstable:?}");
+    }
+}
+
+#[test]
+fn a_commit_that_cannot_be_made_stable_fails_and_all_after_it() {
+    // /dev/null takes every write, and cannot be synced.
+    let open = || OpenOptions::new().read(true).write(true).open("/dev/null").expect("present on every Linux");
+    for choice in [BackendChoice::Auto, BackendChoice::Thread] {
+        let mut bench = Bench::new(Path::new("/dev/shm"), false, choice);
+        let metadata_area = ByteRange::new(0, META_LEN);
+        let files = Files { data: open(), metadata: open(), metadata_area, direct: false, block_device: true };
+        bench.engine = Engine::new(files, choice).expect("a backend");
+        let commit = |bench: &mut Bench| {
+            let op = bench.op();
+            let outcome = bench.engine.commit(op, &[MetaPage { offset: 0, bytes: Box::new([0; 4096]) }]);
+            let at_once = outcome.is_some();
+            bench.take(outcome);
+            (op, at_once)
+        };
+        let together = [commit(&mut bench), commit(&mut bench)];
+        bench.wait_all();
+        let later = commit(&mut bench);
+        assert_eq!([together[0].1, together[1].1, later.1], [false, false, true]);
+        for (op, _) in [together[0], together[1], later] {
+            assert_eq!(bench.ended[&op.0], Err(DiskError { errno: libc::EINVAL }));
+        }
+    }
+}
+
 #[test]
 fn a_read_past_the_end_is_an_error_and_returns_its_buffer() {
     everywhere(|directory, direct, choice| {
         let mut bench = Bench::new(directory, direct, choice);
         let op = bench.op();
         let buf = bench.pool.allocate_buffer(Area::Reads, 8192).expect("room");
-        let outcome = bench.engine.read(op, ByteRange::new(LEN + 65536 - 4096, 8192), buf, &mut bench.pool);
+        let outcome = bench.engine.read(op, ByteRange::new(META + META_LEN - 4096, 8192), buf, &mut bench.pool);
         bench.take(outcome);
         bench.wait_all();
         assert_eq!(bench.ended[&op.0], Err(DiskError { errno: libc::EIO }));
@@ -253,7 +350,8 @@ fn a_full_disk_is_an_error() {
     let open = || OpenOptions::new().read(true).write(true).open("/dev/full").expect("present on every Linux");
     for choice in [BackendChoice::Auto, BackendChoice::Thread] {
         let mut bench = Bench::new(Path::new("/dev/shm"), false, choice);
-        let files = Files { data: open(), metadata: open(), metadata_start: 0, direct: false, block_device: true };
+        let metadata_area = ByteRange::new(0, 4096);
+        let files = Files { data: open(), metadata: open(), metadata_area, direct: false, block_device: true };
         bench.engine = Engine::new(files, choice).expect("a backend");
         let op = bench.write(0, &[1; 512], 0);
         assert_eq!(bench.ended[&op.0], Err(DiskError { errno: libc::ENOSPC }));

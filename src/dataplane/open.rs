@@ -160,7 +160,8 @@ impl Disk {
                 (data_len, layout, metadata, 0, place.clone())
             }
         };
-        let files = Files { data, metadata, metadata_start, direct: config.direct, block_device };
+        let metadata_area = ByteRange::new(metadata_start, layout.total_len());
+        let files = Files { data, metadata, metadata_area, direct: config.direct, block_device };
         if config.direct {
             try_direct(&files).map_err(|source| OpenError::Direct { path: path.clone(), source })?;
         }
@@ -204,7 +205,7 @@ impl Disk {
     /// When the disk fails, or ends before the range does.
     pub fn read_meta(&self, range: ByteRange) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(range.len()).map_err(|_| io::ErrorKind::OutOfMemory)?];
-        self.files.metadata.read_exact_at(&mut bytes, self.files.metadata_start + range.start())?;
+        self.files.metadata.read_exact_at(&mut bytes, self.files.metadata_area.start() + range.start())?;
         Ok(bytes)
     }
 
@@ -214,7 +215,7 @@ impl Disk {
     /// When the disk fails; some pages may then be written.
     pub fn write_meta_now(&self, pages: &[MetaPage]) -> io::Result<()> {
         for page in pages {
-            self.files.metadata.write_all_at(&page.bytes[..], self.files.metadata_start + page.offset)?;
+            self.files.metadata.write_all_at(&page.bytes[..], self.files.metadata_area.start() + page.offset)?;
         }
         self.files.metadata.sync_all()?;
         if let Some(directory) = self.metadata_path.parent().filter(|p| !self.files.block_device && p.is_dir()) {

@@ -116,7 +116,12 @@ fn entry(job: &Job) -> squeue::Entry {
         Job::Write { fd, at, address, len } => {
             opcode::Write::new(types::Fd(fd), address, bounded(len)).offset(at).build()
         }
-        Job::Sync { fd } => opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build(),
+        Job::Sync { fd, part } => {
+            // An entry has 32 bits for the length. Zero twice is all of the file, which a longer part is in too.
+            let part = part.and_then(|part| Some((part.start(), u32::try_from(part.len()).ok()?)));
+            let (start, len) = part.unwrap_or_default();
+            opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).offset(start).len(len).build()
+        }
         Job::Allocate { fd, mode, range } => {
             opcode::Fallocate::new(types::Fd(fd), range.len()).offset(range.start()).mode(mode).build()
         }

@@ -1,5 +1,8 @@
 //! Group commit: however many ask while a sync runs, one more covers them all.
 //!
+//! At most one sync of a file runs. The kernel tells an open file of a failed write-back once: of two syncs at the same time, one could take
+//! the error that the other should have had.
+//!
 //! A sync waits for a device and runs beside the volume's thread. A file system in memory has none: its syncs do nothing, and are done
 //! on the spot, since handing one over costs more than a write.
 
@@ -8,13 +11,14 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use super::backend::{Backend, Job};
 use super::sys;
-use crate::units::OpId;
+use crate::units::{ByteRange, OpId};
 use crate::volume::io::DiskError;
 
-/// The syncs of one file.
+/// The syncs of one file, or of a part of it.
 #[derive(Debug)]
 pub(super) struct SyncQueue {
     fd: RawFd,
+    part: Option<ByteRange>,
     token: u64,
     /// The file lives in memory.
     instant: bool,
@@ -27,10 +31,11 @@ pub(super) struct SyncQueue {
 }
 
 impl SyncQueue {
-    /// The queue of `file`, whose jobs carry `token`. The file stays open longer than the queue lives.
-    pub(super) fn new(file: &File, token: u64) -> Self {
+    /// The queue of `file`, or of a part of it, whose jobs carry `token`. The file stays open longer than the queue lives.
+    pub(super) fn new(file: &File, part: Option<ByteRange>, token: u64) -> Self {
         Self {
             fd: file.as_raw_fd(),
+            part,
             token,
             instant: sys::is_in_memory(file),
             running: Vec::new(),
@@ -52,7 +57,7 @@ impl SyncQueue {
         }
         if self.running.is_empty() {
             self.running.push(op);
-            backend.submit(self.token, Job::Sync { fd: self.fd });
+            backend.submit(self.token, Job::Sync { fd: self.fd, part: self.part });
         } else {
             self.waiting.push(op);
         }
@@ -67,7 +72,7 @@ impl SyncQueue {
             self.waiting.drain(..).for_each(tell);
         } else if !self.waiting.is_empty() {
             std::mem::swap(&mut self.running, &mut self.waiting);
-            backend.submit(self.token, Job::Sync { fd: self.fd });
+            backend.submit(self.token, Job::Sync { fd: self.fd, part: self.part });
         }
     }
 }

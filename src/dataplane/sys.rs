@@ -212,6 +212,42 @@ pub(super) fn sync_data(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fdatasync(fd) }).map(drop)
 }
 
+/// The largest page of a common system: mappings start at its multiples everywhere.
+const PAGE_MAX: u64 = 64 << 10;
+
+/// As [`sync_data`], for a part of a file: what is dirty beside it does not make the caller wait. Without a ring the one call that takes a range
+/// is msync, of a mapping; it covers what was written in any way, and tells of the errors that this open file has not told of yet. The
+/// file must be open for writing, since of any other msync makes nothing. All of it is synced where it cannot be mapped.
+pub(super) fn sync_part(fd: RawFd, part: ByteRange) -> io::Result<()> {
+    let part = part.round_out(PAGE_MAX);
+    let start = offset(part.start())?;
+    let Ok(len) = usize::try_from(part.len()) else { return sync_data(fd) };
+    // SAFETY: a new mapping is asked for, at an address of the kernel's choice. It is never looked into, nor could it be.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, libc::MAP_SHARED, fd, start) };
+    if base == libc::MAP_FAILED {
+        return sync_data(fd);
+    }
+    // SAFETY: these are the place and length of the mapping.
+    let result = check(unsafe { libc::msync(base, len, libc::MS_SYNC) });
+    // SAFETY: as above; nobody else knows of the mapping.
+    unsafe { libc::munmap(base, len) };
+    result.map(drop)
+}
+
+/// The number of cachestat(2), on all but one architecture.
+#[cfg(test)]
+const CACHESTAT: libc::c_long = 451;
+
+/// Pages of a part of a file that are not on its device yet. None: this kernel does not tell.
+#[cfg(test)]
+pub(super) fn unstable_pages(file: &File, part: ByteRange) -> Option<u64> {
+    let (part, mut counts) = ([part.start(), part.len()], [0u64; 5]);
+    let (fd, part, into) = (file.as_raw_fd(), part.as_ptr(), counts.as_mut_ptr());
+    // SAFETY: `part` is a cachestat_range and `into` has room for a cachestat; both outlive the call.
+    let told = check_long(unsafe { libc::syscall(CACHESTAT, fd, part, into, 0) });
+    told.ok().map(|_| counts[1] + counts[2])
+}
+
 /// True when this is a regular file on a file system in memory: nothing of it ever waits for a device. The nodes of devices lie on
 /// such a file system too, and are asked what they are first.
 pub(super) fn is_in_memory(file: &File) -> bool {

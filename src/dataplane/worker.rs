@@ -92,7 +92,9 @@ fn perform(job: &Job) -> io::Result<usize> {
             Job::Read { fd, at, address, len } => unsafe { sys::read_into(fd, at, address, len) },
             // SAFETY: as above.
             Job::Write { fd, at, address, len } => unsafe { sys::write_from(fd, at, address, len) },
-            Job::Sync { fd } => sys::sync_data(fd).map(|()| 0),
+            Job::Sync { fd, part } => {
+                part.map_or_else(|| sys::sync_data(fd), |part| sys::sync_part(fd, part)).map(|()| 0)
+            }
             Job::Allocate { fd, mode, range } => sys::allocate(fd, mode, range).map(|()| 0),
         };
         match result {
