@@ -13,10 +13,8 @@
 //! Invariants: an extent has at most one slot. A slot with references is never evicted. An extent leaves the table on disk only
 //! in a commit that starts after the dirty bitmap of that extent is durable for every peer (the caller commits those pages first).
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use crate::units::{ByteRange, ExtentNo};
+use crate::volume::extent_index::ExtentIndex;
 
 /// Extents that stay hot though nobody writes to them, with a table of the usual size: 64 MiB of the default length.
 const KEEP_HOT: usize = 256;
@@ -64,34 +62,12 @@ pub(crate) struct Change {
     pub(crate) new: Option<ExtentNo>,
 }
 
-/// Spreads the numbers of extents over a table, which is looked into twice for each write. They come from clients that own the volume:
-/// whoever chose them so that they collide would slow down himself. The odd constant is 2^64 divided by the golden ratio (Knuth, The Art
-/// of Computer Programming, volume 3, section 6.4).
-#[derive(Clone, Copy, Default, Debug)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(u32::from(byte)));
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        // A table takes its place from the low bits and a tag from the high ones; a product is mixed well in the high ones only.
-        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
-    }
-}
-
 /// The table.
 #[derive(Clone, Debug)]
 pub(crate) struct HotExtents {
     extent_len: u64,
     slots: Vec<Slot>,
-    /// Slot of each extent. Nothing may depend on its order.
-    index: HashMap<ExtentNo, u32, BuildHasherDefault<Spread>>,
+    index: ExtentIndex,
     /// Changes waiting for a commit, in order.
     waiting: Vec<Change>,
     /// Changes in the commit under way.
@@ -110,7 +86,7 @@ impl HotExtents {
         Self {
             extent_len: u64::from(extent_len),
             slots: vec![empty; usize::try_from(slots).expect("usize has at least 32 bits")],
-            index: HashMap::default(),
+            index: ExtentIndex::new(usize::try_from(slots).expect("usize has at least 32 bits")),
             waiting: Vec::new(),
             committing: Vec::new(),
             hand: 0,
@@ -135,8 +111,8 @@ impl HotExtents {
         let mut all_hot = true;
         for number in self.extents(range) {
             let extent = ExtentNo(number);
-            let slot = match self.index.get(&extent) {
-                Some(&slot) => slot,
+            let slot = match self.index.get(extent) {
+                Some(slot) => slot,
                 None => {
                     let Some(slot) = self.make_room(extent) else {
                         self.give_back(range.start(), u64::from(number) * self.extent_len);
@@ -169,7 +145,7 @@ impl HotExtents {
     /// When one was not taken.
     pub(crate) fn release(&mut self, range: ByteRange) {
         for number in self.extents(range) {
-            let slot = *self.index.get(&ExtentNo(number)).expect("a referenced extent has a slot");
+            let slot = self.index.get(ExtentNo(number)).expect("a referenced extent has a slot");
             let entry = &mut self.slots[slot as usize];
             entry.references = entry.references.checked_sub(1).expect("as many releases as acquires");
             if entry.references == 0 {
@@ -185,7 +161,7 @@ impl HotExtents {
 
     /// True when `extent` is hot on disk.
     pub(crate) fn is_hot_extent(&self, extent: ExtentNo) -> bool {
-        self.index.get(&extent).is_some_and(|&slot| self.slots[slot as usize].heat == Heat::Hot)
+        self.index.get(extent).is_some_and(|slot| self.slots[slot as usize].heat == Heat::Hot)
     }
 
     /// True when the extent of byte `at` is hot, or was until a commit that is not yet durable.
@@ -212,7 +188,7 @@ impl HotExtents {
                 Heat::Hot | Heat::Warming | Heat::Cooling => continue,
             };
             if let Some(old) = old {
-                self.index.remove(&old);
+                self.index.remove(old);
             }
             *slot = Slot { extent, references: 0, heat: Heat::Warming, used: true, stale: false };
             let number = u32::try_from(at).expect("the layout bounds the slots");
@@ -242,7 +218,7 @@ impl HotExtents {
         for (at, slot) in stale.take(max) {
             slot.heat = Heat::Cooling;
             slot.stale = false;
-            self.index.remove(&slot.extent);
+            self.index.remove(slot.extent);
             let number = u32::try_from(at).expect("the layout bounds the slots");
             self.waiting.push(Change { slot: number, old: Some(slot.extent), new: None });
         }
@@ -250,7 +226,7 @@ impl HotExtents {
 
     /// True when an extent is in the table.
     pub(crate) fn is_used(&self) -> bool {
-        !self.index.is_empty()
+        self.index.len() > 0
     }
 
     /// Changes that wait for a commit.

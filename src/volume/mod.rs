@@ -21,7 +21,7 @@
 //! | `failure` | the local disk is lost |
 //! | `status` | what an operator sees |
 //!
-//! and the parts that they own: `requests`, `in_flight`, `hot_extents`, `transfer_log`, `book`, `peer`, `resync`,
+//! and the parts that they own: `requests`, `in_flight`, `hot_extents`, `extent_index`, `transfer_log`, `book`, `peer`, `resync`,
 //! `reconcile`, `rule`, `marks`.
 //!
 //! # Invariants, checked by [`Volume::assert_invariants`] after every step of the simulator
@@ -36,6 +36,7 @@
 mod book;
 mod copying;
 mod exclusion;
+mod extent_index;
 mod failure;
 mod foresight;
 mod greeting;
@@ -236,7 +237,7 @@ pub struct Volume {
     /// Last request of a client.
     host_active: Moment,
     peers: Vec<Peer>,
-    stream: Option<Stream>,
+    stream: Option<Box<Stream>>,
     transition: Transition,
     promise: Option<orders::Promised>,
     /// This node stood down, and something of what was asked of it before is still under way.

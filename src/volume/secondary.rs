@@ -109,7 +109,7 @@ impl Volume {
             self.drop_link(now, peer, why, out);
             return;
         }
-        self.stream = Some(Stream::new(peer, term, after));
+        self.stream = Some(Box::new(Stream::new(peer, term, after)));
     }
 
     /// True while a write of the stream to this range is still to be applied.
