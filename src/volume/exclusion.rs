@@ -132,6 +132,8 @@ impl Volume {
         segment.stage = Stage::Parked { copies };
         let range = segment.range;
         self.log.get_mut(seq).expect("a segment keeps its entry").segment = None;
+        // It may be answered before any other: a flush that comes then covers it.
+        self.done = self.done.max(seq);
         self.release_range(range);
         self.peer_mut(peer).exclusion.as_mut().expect("it waits for one").parked.push(id);
     }

@@ -425,8 +425,13 @@ impl Volume {
             Input::Host { .. } => self.role == Role::Primary,
             Input::Peer { message, .. } => matches!(message, Message::Write { .. } | Message::Ack { .. }),
             Input::DiskDone { op, result } => {
-                let op = self.ops.get(place(*op));
-                result.is_ok() && matches!(op, Op::SegmentWrite(_) | Op::StreamWrite { .. } | Op::HostRead(_))
+                result.is_ok()
+                    && match self.ops.get(place(*op)) {
+                        Op::SegmentWrite(_) | Op::HostRead(_) => true,
+                        // When a stream that was cut off is done with, the next link may begin.
+                        Op::StreamWrite { .. } => self.stream_is_live(),
+                        _ => false,
+                    }
             }
             _ => false,
         }
@@ -468,12 +473,12 @@ impl Volume {
         self.attach(now, out);
         self.check_peers(now, out);
         self.pump_log();
-        self.watch_former_writes();
         if !self.local_ok {
             self.launch_warmed(now, out);
         }
         self.pump_waiting(now, out);
         self.check_flushes(out);
+        self.watch_former_writes();
         self.pump_greetings(now, out);
         self.pump_sources(now, out);
         self.pump_stream(out);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::condition::{Continuity, DiskState, Role};
 use crate::generation::Lineage;
-use crate::units::{Moment, PeerNo, Term, Ticket};
+use crate::units::{Moment, PeerNo, Seq, Term, Ticket};
 use crate::volume::book::Then;
 use crate::volume::io::{Command, Effect, HostError, PeerView, Refusal, Report};
 use crate::volume::marks::Mark;
@@ -555,6 +555,8 @@ impl Volume {
 
     pub(super) fn drain(&mut self, now: Moment, ticket: Ticket, goal: Goal) {
         self.stable_goal = self.log.last();
+        // What this node wrote as secondary since it was primary last is in no log: the flush at the end really flushes.
+        self.local.stable = self.local.stable.min(Seq(self.stable_goal.0.saturating_sub(1)));
         self.ask_stream_stable();
         self.transition = Transition::Draining { ticket, goal, until: now.after(DRAIN) };
     }

@@ -71,6 +71,47 @@ fn a_copy_whose_flush_failed_is_no_source() {
     }
 }
 
+/// A write that came after the flush for the generation without the peer waits for nothing but that generation, and is answered with it; a
+/// flush follows, and the power goes.
+#[test]
+fn a_flush_covers_what_waited_for_an_exclusion() {
+    for at in 0..600 {
+        let disk = Options { disk_delay: 3 * MS, loss: Some(Loss::Everything), ..Options::calm() };
+        let mut s = Story::with(800 + at, Options { clients: 2, depth: 1, think: MS, flush_every: 2, ..disk });
+        s.load(100 * MS).cut_for(SECOND).wait(at % 100 * MS / 2).w.power_loss(A);
+        s.start(A).settles_with_somebody();
+        s.ends();
+    }
+}
+
+/// The survivor holds writes that its old primary had acknowledged and never flushed: its first flush covers them, though it wrote none.
+#[test]
+fn the_first_flush_of_a_new_primary_covers_what_it_was_sent() {
+    for seed in 0..60 {
+        let options = Options { loss: Some(Loss::Everything), clients: 1, depth: 1, flush_every: 2, ..Options::calm() };
+        let mut s = Story::with(1000 + seed, options);
+        s.load(50 * MS).w.kill(A);
+        s.take_over(B).wait(seed % 6 * MS).w.power_loss(B);
+        s.start(B).settles_with_somebody();
+        s.ends();
+    }
+}
+
+/// A node was primary, is secondary in the same life, and loses its peer with much of the stream in its cache: its orderly end has nothing
+/// left to flush by its own count.
+#[test]
+fn an_orderly_end_of_a_secondary_leaves_nothing_in_the_cache() {
+    let mut s = Story::with(900, Options { flush_every: 1000, clients: 2, ..Options::calm() });
+    s.load(100 * MS).idles();
+    assert_eq!(s.tell(A, Command::Switchover), Ok(()));
+    s.load(200 * MS).w.kill(B);
+    s.wait(50 * MS);
+    assert!(s.w.nodes[A].disk.data.unflushed() > 0, "nothing asked for a flush");
+    assert_eq!(s.tell(A, Command::Shutdown), Ok(()));
+    assert_eq!(s.w.nodes[A].disk.data.unflushed(), 0);
+    s.ends();
+}
+
 /// A full resync is asked for while another one is coming to its end, and nobody looks for dirty blocks any more.
 #[test]
 fn a_full_resync_asked_for_at_the_end_of_another_begins() {
