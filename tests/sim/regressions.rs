@@ -92,7 +92,7 @@ fn the_first_flush_of_a_new_primary_covers_what_it_was_sent() {
         let mut s = Story::with(1000 + seed, options);
         s.load(50 * MS).w.kill(A);
         s.take_over(B).wait(seed % 6 * MS).w.power_loss(B);
-        s.start(B).settles_with_somebody();
+        s.start(B).start(A).settles_with_somebody();
         s.ends();
     }
 }
