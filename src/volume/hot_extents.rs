@@ -82,16 +82,17 @@ pub(crate) struct HotExtents {
 impl HotExtents {
     /// An empty table of `slots` slots for extents of `extent_len` bytes.
     pub(crate) fn new(slots: u32, extent_len: u32) -> Self {
+        let slots = usize::try_from(slots).expect("usize has at least 32 bits");
         let empty = Slot { extent: ExtentNo(0), references: 0, heat: Heat::Free, used: false, stale: false };
         Self {
             extent_len: u64::from(extent_len),
-            slots: vec![empty; usize::try_from(slots).expect("usize has at least 32 bits")],
-            index: ExtentIndex::new(usize::try_from(slots).expect("usize has at least 32 bits")),
+            slots: vec![empty; slots],
+            index: ExtentIndex::new(slots),
             waiting: Vec::new(),
             committing: Vec::new(),
             hand: 0,
             pinned: 0,
-            keep: KEEP_HOT.min(usize::try_from(slots).expect("usize has at least 32 bits") / 8),
+            keep: KEEP_HOT.min(slots / 8),
         }
     }
 

@@ -386,7 +386,9 @@ impl Volume {
             Input::Peer { peer, connection, term, message, buf } => {
                 self.peer_says(now, (peer, connection), term, message, buf, out);
                 settles |= self.peer(peer).connection() != Some(connection);
-                self.pump_stream(out);
+                if !settles {
+                    self.pump_stream(out);
+                }
             }
             Input::PeerPage { peer, connection, index, page } => {
                 self.bitmap_page_heard(now, (peer, connection), index, &page, out);
